@@ -1,0 +1,120 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <utility>
+
+#include "bindings/step.h"
+#include "core/refusal.h"
+#include "cpu/isa.h"
+
+namespace fusedopt {
+namespace {
+
+template <class Rule>
+std::unique_ptr<Hyperparameters> read_hyperparameters(GroupOptions& options) {
+  return std::make_unique<HyperparametersOf<Rule>>(Rule::read(options));
+}
+
+// Never destroyed: it holds references into the interpreter, which is gone when statics are.
+std::vector<BoundRule>& rules() {
+  static auto* const rules = new std::vector<BoundRule>([] {
+    std::vector<BoundRule> bound;
+    AllRules::map([&]<class Rule>() {
+      const auto index = static_cast<unsigned>(bound.size());
+      BoundRule rule{rule_info<Rule>(index), read_hyperparameters<Rule>, {}, {}};
+      for (const char* name : Rule::kStates) rule.state_names.push_back(intern(name));
+      bound.push_back(std::move(rule));
+      return index;
+    });
+    return bound;
+  }());
+  return *rules;
+}
+
+BoundRule& find_rule(const std::string& name) {
+  for (BoundRule& rule : rules()) {
+    if (name == rule.info.name) return rule;
+  }
+  throw py::value_error("there is no rule '" + name + "'");
+}
+
+PyObject* exception_type(Refusal::Kind kind) {
+  switch (kind) {
+    case Refusal::kValue: return PyExc_ValueError;
+    case Refusal::kType: return PyExc_TypeError;
+    case Refusal::kKey: return PyExc_KeyError;
+    case Refusal::kNotImplemented: return PyExc_NotImplementedError;
+    case Refusal::kAssertion: return PyExc_AssertionError;
+    case Refusal::kRuntime: break;
+  }
+  return PyExc_RuntimeError;
+}
+
+TorchTensors& torch_tensors() {
+  static auto* const tensors = new TorchTensors;
+  return *tensors;
+}
+
+// Memory from step to step on this thread; a step inside a step (a callback's) gets its own.
+class BorrowedMemory {
+ public:
+  BorrowedMemory() : memory_(spare_ ? std::move(spare_) : std::make_unique<StepMemory>()) {}
+  ~BorrowedMemory() {
+    memory_->keep.clear();
+    spare_ = std::move(memory_);
+  }
+  StepMemory& operator*() { return *memory_; }
+
+ private:
+  static thread_local std::unique_ptr<StepMemory> spare_;
+  std::unique_ptr<StepMemory> memory_;
+};
+thread_local std::unique_ptr<StepMemory> BorrowedMemory::spare_;
+
+void step(const std::string& rule, const py::object& param_groups, const py::object& state,
+          const py::object& create_state) {
+  BorrowedMemory memory;
+  Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), *memory);
+  try {
+    step.gather(param_groups.ptr());
+  } catch (const Refusal& refusal) {
+    PyErr_SetString(exception_type(refusal.kind), (step.location() + refusal.what()).c_str());
+    throw py::error_already_set();
+  }
+  step.run();
+}
+
+void select_isa(const std::string& name) {
+  try {
+    cpu::select_isa(name);
+  } catch (const Refusal& refusal) {
+    throw py::value_error(refusal.what());
+  }
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const cpu::KernelTable* table : cpu::available_isas()) names.emplace_back(table->isa);
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "The native engine of fusedopt. Everything public is in the package above it.";
+  m.attr("compiler") = FUSEDOPT_COMPILER;
+  m.def(
+      "attach",
+      [](const py::object& torch, const py::object& local_tensor) {
+        torch_tensors().attach(torch, local_tensor);
+      },
+      py::arg("torch"), py::arg("local_tensor"));
+  m.def("step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
+        py::arg("create_state"),
+        "Updates every parameter of all groups that has a gradient, or raises and changes nothing.");
+  m.def("available_isas", &available_isas);
+  m.def("selected_isa", [] { return cpu::selected_isa().isa; });
+  m.def("select_isa", &select_isa, py::arg("name"));
+}
+
+}  // namespace fusedopt

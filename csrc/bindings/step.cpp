@@ -1,0 +1,319 @@
+#include "bindings/step.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "core/engine.h"
+#include "core/ieee_environment.h"
+#include "core/refusal.h"
+
+namespace fusedopt {
+namespace {
+
+PyObject* const kParamsKey = intern("params");
+PyObject* const kParamNamesKey = intern("param_names");
+PyObject* const kCapturableKey = intern("capturable");
+PyObject* const kGradName = intern("grad");
+PyObject* const kStepKey = intern("step");
+
+std::string to_string(PyObject* object) {
+  return py::str(py::handle(object)).cast<std::string>();
+}
+
+std::string sizes_of(const DLTensor& tensor) {
+  std::string text = "(";
+  for (int d = 0; d < tensor.ndim; ++d) {
+    text += (d > 0 ? ", " : "") + std::to_string(tensor.shape[d]);
+  }
+  return text + (tensor.ndim == 1 ? ",)" : ")");
+}
+
+PyObject* require_list(PyObject* object, const char* what) {
+  if (!PyList_Check(object)) {
+    throw Refusal(Refusal::kType, std::string(what) + " must be a list");
+  }
+  return object;
+}
+
+bool same_device(const DLTensor& a, const DLTensor& b) {
+  return a.device.device_type == b.device.device_type && a.device.device_id == b.device.device_id;
+}
+
+// How a step count is stored: torch writes float32, or float64 where that is the default dtype;
+// others may have put an integer tensor there.
+template <class T>
+int64_t load_count(const void* data) {
+  T value;
+  std::memcpy(&value, data, sizeof value);
+  const auto number = static_cast<double>(value);
+  const bool is_count = number >= 0 && number < 0x1p62 && std::floor(number) == number;
+  return is_count ? static_cast<int64_t>(value) : -1;
+}
+
+template <class T>
+void store_count(void* data, int64_t count) {
+  const T value = static_cast<T>(count);
+  std::memcpy(data, &value, sizeof value);
+}
+
+// Calls f with a value of the C type of a step count's dtype; false for any other dtype.
+template <class F>
+bool with_count_type(DLDataType dtype, F f) {
+  if (dtype.code == kDLFloat && dtype.bits == 32) return f(float{}), true;
+  if (dtype.code == kDLFloat && dtype.bits == 64) return f(double{}), true;
+  if (dtype.code == kDLInt && dtype.bits == 64) return f(int64_t{}), true;
+  if (dtype.code == kDLInt && dtype.bits == 32) return f(int32_t{}), true;
+  return false;
+}
+
+}  // namespace
+
+Step::Step(BoundRule& rule, const TorchTensors& torch, PyObject* state, PyObject* create_state,
+           StepMemory& memory)
+    : rule_(rule), torch_(torch), state_(state), create_state_(create_state), memory_(memory) {
+  memory_.updates.clear(rule.info.index);
+  if (!PyDict_Check(state_)) throw Refusal(Refusal::kType, "optimizer.state must be a dict");
+}
+
+std::string Step::location() const {
+  if (group_index_ < 0) return "";
+  std::string text = "parameter group " + std::to_string(group_index_);
+  if (param_index_ < 0) return text + ": ";
+  text += ", parameter " + std::to_string(param_index_);
+  PyObject* names = PyDict_GetItem(group_, kParamNamesKey);
+  if (names != nullptr && PyList_Check(names) && param_index_ < PyList_GET_SIZE(names)) {
+    text += " ('" + to_string(PyList_GET_ITEM(names, param_index_)) + "')";
+  }
+  return text + ": ";
+}
+
+void Step::gather(PyObject* param_groups) {
+  const IeeeEnvironment environment;
+  require_list(param_groups, "param_groups");
+  for (group_index_ = 0; group_index_ < PyList_GET_SIZE(param_groups); ++group_index_) {
+    gather_group(PyList_GET_ITEM(param_groups, group_index_));
+  }
+}
+
+void Step::gather_group(PyObject* group) {
+  group_ = group;
+  param_index_ = -1;
+  if (!PyDict_Check(group)) throw Refusal(Refusal::kType, "a parameter group must be a dict");
+  GroupOptions options(group, rule_.option_names);
+  hyper_ = rule_.read(options);
+  PyObject* capturable = find_item(group, kCapturableKey);
+  capturable_ = capturable != nullptr && PyObject_IsTrue(capturable) == 1;
+  for (auto& latest : latest_scalars_) latest.step = -1;
+
+  PyObject* params = find_item(group, kParamsKey);
+  if (params == nullptr) throw Refusal(Refusal::kKey, "key 'params' is missing");
+  require_list(params, "'params'");
+  for (param_index_ = 0; param_index_ < PyList_GET_SIZE(params); ++param_index_) {
+    PyObject* param = memory_.keep.share(PyList_GET_ITEM(params, param_index_));
+    PyObject* grad =
+        memory_.keep.steal(take(PyObject_GetAttr(param, kGradName)).release().ptr());
+    if (grad == Py_None) {
+      pass_states_of(param);
+    } else {
+      gather_param(param, grad);
+    }
+  }
+}
+
+void Step::gather_param(PyObject* param, PyObject* grad) {
+  const DLTensor param_tensor = describe(param, "the parameter");
+  const TensorView param_view = to_view(param_tensor, "the parameter");
+  if (param_tensor.device.device_type != kDLCPU) {
+    throw Refusal(Refusal::kNotImplemented,
+                  "the parameter is on device " +
+                      to_string(py::handle(param).attr("device").ptr()) +
+                      ", for which fusedopt was built without an engine");
+  }
+  if (capturable_) {
+    throw Refusal(Refusal::kAssertion,
+                  "capturable=True needs a parameter on a device that can capture graphs; this "
+                  "one is on the CPU");
+  }
+  if (may_overlap_itself(param_view)) {
+    throw Refusal(Refusal::kRuntime,
+                  "the parameter has elements that share memory; clone it before optimizing it");
+  }
+
+  Operands operands{};
+  std::array<TensorView, kMaxOperands> views;
+  const auto set_operand = [&](int k, const TensorView& view) {
+    views[k] = view;
+    operands[k] = &views[k];
+  };
+  set_operand(kParam, param_view);
+  set_operand(kGrad, view_gradient(grad, param_tensor));
+
+  const RuleInfo& rule = rule_.info;
+  const unsigned required = hyper_->variant(false);
+  const size_t new_states_before = new_states_.size();
+  PyObject* const states = states_of(param);
+  int64_t step = 0;
+  if (rule.counts_steps) {
+    StepCount count = read_step_count(state_tensor(param, states, kStepKey, false));
+    step = ++count.value;
+    step_counts_.push_back(count);
+  }
+  for (unsigned s = 0; s < rule.states.size(); ++s) {
+    if (!rule.uses(required, s)) continue;
+    const bool optional = !rule.uses(kNoOptions, s);
+    PyObject* const tensor = state_tensor(param, states, rule_.state_names[s], optional);
+    const int k = kFirstState + static_cast<int>(s);
+    set_operand(k, view_operand(tensor, rule.states[s], param_tensor));
+    if (may_overlap_itself(views[k])) {
+      throw Refusal(Refusal::kRuntime, std::string("state '") + rule.states[s] +
+                                           "' has elements that share memory");
+    }
+  }
+  const bool fresh = new_states_.size() > new_states_before;
+
+  Update update;
+  const bool in_double = computes_in_double(param_view.dtype);
+  update.variant = static_cast<uint16_t>(hyper_->variant(fresh));
+  update.scalars = scalars_for(step, in_double);
+  memory_.updates.add(update, operands);
+  if (PyList_Append(updated_.ptr(), param) != 0) throw py::error_already_set();
+}
+
+DLTensor Step::describe(PyObject* tensor, const char* what) {
+  return torch_.describe(torch_.plain(tensor, memory_.keep), what);
+}
+
+TensorView Step::view_operand(PyObject* tensor, const char* what, const DLTensor& param) {
+  PyObject* const plain = torch_.plain(tensor, memory_.keep);
+  const DLTensor described = torch_.describe(plain, what);
+  const TensorView view = to_view(described, what);
+  const TensorView expected = to_view(param, "the parameter");
+  const auto refuse = [&](const std::string& difference) {
+    throw Refusal(Refusal::kRuntime, std::string(what) + " " + difference);
+  };
+  if (!same_device(described, param)) refuse("is on another device than the parameter");
+  if (view.dtype != expected.dtype) {
+    refuse(std::string("has dtype ") + name_of(view.dtype) + ", the parameter has " +
+           name_of(expected.dtype));
+  }
+  if (!same_sizes(view, expected)) {
+    refuse("has shape " + sizes_of(described) + ", the parameter has " + sizes_of(param));
+  }
+  return view;
+}
+
+TensorView Step::view_gradient(PyObject* grad, const DLTensor& param) {
+  if (torch_.is_negated_view(grad)) {
+    grad = memory_.keep.steal(take(PyObject_CallMethod(grad, "resolve_neg", nullptr)).release().ptr());
+  }
+  return view_operand(grad, "the gradient", param);
+}
+
+void Step::peek_states() {
+  // The dictionary is nearly always in the order of the parameters, and walking it is cheaper than
+  // a lookup, which calls Tensor.__hash__ in Python.
+  if (cursor_.key != nullptr) return;
+  if (!PyDict_Next(state_, &cursor_.position, &cursor_.key, &cursor_.value)) cursor_.key = nullptr;
+}
+
+PyObject* Step::states_of(PyObject* param) {
+  peek_states();
+  PyObject* states = nullptr;
+  if (cursor_.key == param) {
+    states = cursor_.value;
+    cursor_.key = nullptr;
+  } else {
+    states = find_item(state_, param);
+  }
+  if (states != nullptr && !PyDict_Check(states)) {
+    throw Refusal(Refusal::kType, "its state must be a dict");
+  }
+  return states;
+}
+
+void Step::pass_states_of(PyObject* param) {
+  peek_states();
+  if (cursor_.key == param) cursor_.key = nullptr;
+}
+
+PyObject* Step::state_tensor(PyObject* param, PyObject* states, PyObject* name, bool optional) {
+  const bool is_new = states == nullptr || PyDict_GET_SIZE(states) == 0;
+  PyObject* const tensor = is_new ? nullptr : find_item(states, name);
+  if (tensor == nullptr || tensor == Py_None) {
+    if (is_new || optional) return new_state(param, states, name);
+    throw Refusal(Refusal::kKey, "its state has no '" + to_string(name) +
+                                     "'; does the checkpoint come from another optimizer?");
+  }
+  if (!torch_.is_tensor(tensor)) {
+    throw Refusal(Refusal::kType, "state '" + to_string(name) + "' must be a tensor");
+  }
+  return memory_.keep.share(tensor);
+}
+
+PyObject* Step::new_state(PyObject* param, PyObject* states, PyObject* name) {
+  PyObject* const tensor = memory_.keep.steal(
+      take(PyObject_CallFunctionObjArgs(create_state_, name, param, group_, nullptr))
+          .release()
+          .ptr());
+  new_states_.push_back({param, states, name, tensor});
+  return tensor;
+}
+
+Step::StepCount Step::read_step_count(PyObject* tensor) {
+  const DLTensor described = describe(tensor, "state 'step'");
+  StepCount count{static_cast<char*>(described.data) + described.byte_offset, described.dtype, -1};
+  int64_t numel = 1;
+  for (int d = 0; d < described.ndim; ++d) numel *= described.shape[d];
+  if (numel != 1 || described.device.device_type != kDLCPU) {
+    throw Refusal(Refusal::kRuntime, "state 'step' must be one number on the CPU");
+  }
+  const bool known = with_count_type(described.dtype, [&](auto type) {
+    count.value = load_count<decltype(type)>(count.data);
+  });
+  if (!known || count.value < 0) {
+    throw Refusal(Refusal::kValue, "state 'step' is not a count: " + to_string(tensor));
+  }
+  return count;
+}
+
+uint32_t Step::scalars_for(int64_t step, bool in_double) {
+  auto& latest = latest_scalars_[in_double];
+  if (latest.step != step) {
+    latest = {step, hyper_->add_scalars(memory_.updates, step, in_double)};
+  }
+  return latest.scalars;
+}
+
+void Step::run() {
+  group_index_ = -1;
+  publish_new_states();
+  if (memory_.updates.numel() > 0) {
+    const int threads = torch_.num_threads();
+    const py::gil_scoped_release release;
+    cpu_engine().run(memory_.updates, threads);
+  }
+  count_steps();
+  if (!updated_.empty()) torch_.increment_versions(updated_);
+}
+
+void Step::publish_new_states() {
+  for (const NewState& state : new_states_) {
+    PyObject* states = state.states != nullptr ? state.states : find_item(state_, state.param);
+    if (states == nullptr) {
+      const py::object created = take(PyDict_New());
+      if (PyObject_SetItem(state_, state.param, created.ptr()) != 0) throw py::error_already_set();
+      states = created.ptr();
+    }
+    if (PyDict_SetItem(states, state.name, state.tensor) != 0) throw py::error_already_set();
+  }
+}
+
+void Step::count_steps() {
+  for (const StepCount& count : step_counts_) {
+    with_count_type(count.dtype, [&](auto type) {
+      store_count<decltype(type)>(count.data, count.value);
+    });
+  }
+}
+
+}  // namespace fusedopt

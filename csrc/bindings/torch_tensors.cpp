@@ -1,0 +1,110 @@
+#include "bindings/torch_tensors.h"
+
+#include "core/refusal.h"
+
+namespace fusedopt {
+
+void TorchTensors::attach(const py::object& torch, const py::object& local_tensor) {
+  const py::object tensor_type = torch.attr("Tensor");
+  if (!py::hasattr(tensor_type, "__dlpack_c_exchange_api__")) {
+    throw py::import_error(
+        "fusedopt needs torch 2.10 or later: this one has no __dlpack_c_exchange_api__");
+  }
+  const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
+  const auto* api = static_cast<const DLPackExchangeAPI*>(
+      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api == nullptr) throw py::error_already_set();
+  if (api->header.version.major != DLPACK_MAJOR_VERSION ||
+      api->dltensor_from_py_object_no_sync == nullptr) {
+    throw py::import_error("fusedopt was built for DLPack " + std::to_string(DLPACK_MAJOR_VERSION) +
+                           "; the exchange table of this torch is of version " +
+                           std::to_string(api->header.version.major));
+  }
+  // These live as long as torch does, which is as long as the process.
+  const auto keep = [](py::object object) { return object.release(); };
+  api_ = api;
+  tensor_type_ = keep(tensor_type);
+  parameter_type_ = keep(torch.attr("nn").attr("Parameter"));
+  local_tensor_ = keep(local_tensor);
+  get_num_threads_ = keep(torch.attr("get_num_threads"));
+  increment_version_ = keep(torch.attr("autograd").attr("graph").attr("increment_version"));
+  is_neg_ = keep(tensor_type.attr("is_neg"));
+}
+
+DLTensor TorchTensors::describe(PyObject* tensor, const char* what) const {
+  DLTensor result;
+  if (api_->dltensor_from_py_object_no_sync(tensor, &result) != 0) {
+    PyErr_Clear();
+    refuse(tensor, what);
+  }
+  return result;
+}
+
+PyObject* TorchTensors::plain(PyObject* tensor, KeepAlive& keep) const {
+  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  if (type == parameter_type_.ptr() || type == tensor_type_.ptr()) return tensor;
+  return keep.steal(take(PyObject_CallOneArg(local_tensor_.ptr(), tensor)).release().ptr());
+}
+
+bool TorchTensors::is_tensor(PyObject* object) const {
+  return PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()));
+}
+
+bool TorchTensors::is_negated_view(PyObject* tensor) const {
+  return take(PyObject_CallOneArg(is_neg_.ptr(), tensor)).ptr() == Py_True;
+}
+
+int TorchTensors::num_threads() const {
+  return take(PyObject_CallNoArgs(get_num_threads_.ptr())).cast<int>();
+}
+
+void TorchTensors::increment_versions(const py::object& list) const {
+  take(PyObject_CallOneArg(increment_version_.ptr(), list.ptr()));
+}
+
+void TorchTensors::refuse(PyObject* tensor, const char* what) const {
+  const py::handle object(tensor);
+  const std::string name(what);
+  if (!object.attr("layout").equal(py::module_::import("torch").attr("strided"))) {
+    throw Refusal(Refusal::kRuntime,
+                  name + " is sparse (" + py::str(object.attr("layout")).cast<std::string>() +
+                      "); sparse tensors are not supported");
+  }
+  throw Refusal(Refusal::kNotImplemented,
+                name + " of type " + py::str(object.attr("dtype")).cast<std::string>() +
+                    " on device " + py::str(object.attr("device")).cast<std::string>() +
+                    " cannot be accessed: there is no engine for it");
+}
+
+TensorView to_view(const DLTensor& tensor, const char* what) {
+  TensorView view;
+  view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  view.ndim = tensor.ndim;
+  view.sizes = tensor.shape;
+  view.strides = tensor.strides;
+
+  const auto is = [&](uint8_t code, uint8_t bits) {
+    return tensor.dtype.code == code && tensor.dtype.bits == bits && tensor.dtype.lanes == 1;
+  };
+  if (is(kDLFloat, 32)) {
+    view.dtype = DType::kFloat32;
+  } else if (is(kDLFloat, 64)) {
+    view.dtype = DType::kFloat64;
+  } else if (is(kDLBfloat, 16)) {
+    view.dtype = DType::kBFloat16;
+  } else if (is(kDLFloat, 16)) {
+    view.dtype = DType::kFloat16;
+  } else {
+    const char* kind = tensor.dtype.code == kDLComplex                              ? "complex"
+                       : tensor.dtype.code == kDLInt || tensor.dtype.code == kDLUInt ? "integer"
+                       : tensor.dtype.code == kDLBool                               ? "bool"
+                                                      : "of an unsupported type";
+    throw Refusal(Refusal::kRuntime, std::string(what) + " is " + kind + " (" +
+                                         std::to_string(tensor.dtype.bits) +
+                                         " bits); supported are float32, float64, bfloat16 and "
+                                         "float16");
+  }
+  return view;
+}
+
+}  // namespace fusedopt

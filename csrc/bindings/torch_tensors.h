@@ -1,0 +1,41 @@
+// Tensors as torch's C exchange table (DLPack 1.2 and later) describes them.
+#pragma once
+
+#include <dlpack/dlpack.h>
+
+#include <string>
+
+#include "bindings/python.h"
+#include "core/layout.h"
+
+namespace fusedopt {
+
+class TorchTensors {
+ public:
+  // What the rest of this library needs of the torch module. `local_tensor` turns a tensor of any
+  // other class than Tensor and Parameter into a plain one, or raises.
+  void attach(const py::object& torch, const py::object& local_tensor);
+
+  // Metadata of a tensor, valid while the tensor is alive and unchanged. `what` names it in errors.
+  DLTensor describe(PyObject* tensor, const char* what) const;
+
+  // The plain tensor that holds the data of `tensor`: itself, or a new reference given to `keep`.
+  PyObject* plain(PyObject* tensor, KeepAlive& keep) const;
+
+  bool is_tensor(PyObject* object) const;
+  bool is_negated_view(PyObject* tensor) const;  // its values are those in memory with the sign flipped
+  int num_threads() const;
+  void increment_versions(const py::object& list) const;
+
+ private:
+  [[noreturn]] void refuse(PyObject* tensor, const char* what) const;
+
+  const DLPackExchangeAPI* api_ = nullptr;
+  py::handle tensor_type_, parameter_type_, local_tensor_;
+  py::handle get_num_threads_, increment_version_, is_neg_;
+};
+
+// Throws Refusal if its elements are of no type that the engines compute in.
+TensorView to_view(const DLTensor& tensor, const char* what);
+
+}  // namespace fusedopt

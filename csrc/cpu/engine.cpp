@@ -1,0 +1,56 @@
+#include "core/engine.h"
+
+#include <algorithm>
+
+#include "cpu/isa.h"
+#include "cpu/staging.h"
+#include "cpu/threads.h"
+
+namespace fusedopt {
+namespace cpu {
+namespace {
+
+// Waking a thread costs as much as updating some ten thousand elements.
+constexpr int64_t kMinElementsPerThread = 16384;
+
+void update_range(const KernelTable& isa, const UpdateList& list, const Update& update,
+                  int64_t begin, int64_t end) {
+  if (begin == end) return;
+  const Kernel kernel = isa.kernels[list.rule()][2 * update.variant + update.in_double];
+  if (!update.direct) return update_staged(isa, kernel, list, update, begin, end);
+
+  const auto size = static_cast<int64_t>(update.in_double ? sizeof(double) : sizeof(float));
+  std::array<void*, kMaxOperands> operands = update.data;
+  for (void*& operand : operands) {
+    if (operand != nullptr) operand = static_cast<char*>(operand) + begin * size;
+  }
+  kernel(operands.data(), list.scalars(update), end - begin);
+}
+
+class CpuEngine final : public Engine {
+ public:
+  void run(const UpdateList& list, int max_threads) override {
+    const KernelTable& isa = selected_isa();
+    const int64_t worthwhile = list.numel() / kMinElementsPerThread;
+    const int parts = static_cast<int>(std::clamp<int64_t>(worthwhile, 1, max_threads));
+    run_parts(parts, [&](int part) {
+      const Cut begin = list.cut(part, parts);
+      const Cut end = list.cut(part + 1, parts);
+      const auto& updates = list.updates();
+      for (size_t u = begin.update; u < updates.size() && u <= end.update; ++u) {
+        update_range(isa, list, updates[u], u == begin.update ? begin.element : 0,
+                     u == end.update ? end.element : updates[u].numel);
+      }
+    });
+  }
+};
+
+}  // namespace
+}  // namespace cpu
+
+Engine& cpu_engine() {
+  static cpu::CpuEngine engine;
+  return engine;
+}
+
+}  // namespace fusedopt

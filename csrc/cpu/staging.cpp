@@ -1,0 +1,184 @@
+#include "cpu/staging.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+
+namespace fusedopt::cpu {
+namespace {
+
+// Elements a block. The buffers of one block stay in the first-level cache.
+constexpr int64_t kBlock = 512;
+
+using Buffer = std::array<std::byte, kBlock * sizeof(double)>;
+using Offsets = std::array<int64_t, kMaxOperands>;
+
+// Walks the elements of all operands in step, as runs along the innermost dimension.
+class StridedWalk {
+ public:
+  StridedWalk(std::span<const StridedDim> dims, int64_t begin) : dims_(dims), index_(dims.size()) {
+    for (size_t d = dims.size(); d-- > 0;) {
+      index_[d] = begin % dims[d].size;
+      begin /= dims[d].size;
+      move(d, index_[d]);
+    }
+  }
+
+  // Calls visit(offsets, position in the block, length) for runs that make up the next n elements.
+  template <class Visit>
+  void next(int64_t n, Visit visit) {
+    const StridedDim& inner = dims_.back();
+    for (int64_t done = 0; done < n;) {
+      const int64_t run = std::min(n - done, inner.size - index_.back());
+      visit(offsets_, done, run);
+      done += run;
+      advance(run);
+    }
+  }
+
+  int64_t inner_stride(int operand) const { return dims_.back().strides[operand]; }
+
+ private:
+  void move(size_t dim, int64_t by) {
+    for (int k = 0; k < kMaxOperands; ++k) offsets_[k] += by * dims_[dim].strides[k];
+  }
+
+  void advance(int64_t run) {
+    size_t d = dims_.size() - 1;
+    index_[d] += run;
+    move(d, run);
+    for (; d > 0 && index_[d] == dims_[d].size; --d) {
+      move(d, -index_[d]);
+      index_[d] = 0;
+      ++index_[d - 1];
+      move(d - 1, 1);
+    }
+  }
+
+  std::span<const StridedDim> dims_;
+  std::vector<int64_t> index_;
+  Offsets offsets_{};
+};
+
+template <class Element>
+void copy_run(const std::byte* from, int64_t from_stride, std::byte* to, int64_t to_stride,
+              int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    std::memcpy(to + i * to_stride * sizeof(Element), from + i * from_stride * sizeof(Element),
+                sizeof(Element));
+  }
+}
+
+void copy_run(size_t element_size, const std::byte* from, int64_t from_stride, std::byte* to,
+              int64_t to_stride, int64_t n) {
+  switch (element_size) {
+    case 2: return copy_run<uint16_t>(from, from_stride, to, to_stride, n);
+    case 4: return copy_run<uint32_t>(from, from_stride, to, to_stride, n);
+    default: return copy_run<uint64_t>(from, from_stride, to, to_stride, n);
+  }
+}
+
+void widen(const KernelTable& isa, DType dtype, const void* from, void* to, int64_t n) {
+  const auto convert = dtype == DType::kBFloat16 ? isa.widen_bfloat16 : isa.widen_float16;
+  convert(static_cast<const uint16_t*>(from), static_cast<float*>(to), n);
+}
+
+void narrow(const KernelTable& isa, DType dtype, const void* from, void* to, int64_t n) {
+  const auto convert = dtype == DType::kBFloat16 ? isa.narrow_bfloat16 : isa.narrow_float16;
+  convert(static_cast<const float*>(from), static_cast<uint16_t*>(to), n);
+}
+
+// One block: where the elements of each operand are as stored, and where the kernel finds them.
+struct Block {
+  std::array<Buffer, kMaxOperands> gathered;
+  std::array<Buffer, kMaxOperands> widened;
+  std::array<void*, kMaxOperands> stored{};
+  std::array<void*, kMaxOperands> computed{};
+
+  void load(const KernelTable& isa, const Update& update, int64_t n) {
+    const DType compute = update.in_double ? DType::kFloat64 : DType::kFloat32;
+    for (int k = 0; k < kMaxOperands; ++k) {
+      if (update.data[k] == nullptr) continue;
+      computed[k] = stored[k];
+      if (update.dtypes[k] == compute) continue;
+      computed[k] = widened[k].data();
+      widen(isa, update.dtypes[k], stored[k], computed[k], n);
+    }
+  }
+
+  void store(const KernelTable& isa, const Update& update, int64_t n) {
+    for (int k = 0; k < kMaxOperands; ++k) {
+      if (k == kGrad || computed[k] == stored[k]) continue;
+      narrow(isa, update.dtypes[k], computed[k], stored[k], n);
+    }
+  }
+};
+
+std::byte* element_address(const Update& update, int operand, int64_t offset) {
+  const auto size = static_cast<int64_t>(size_of(update.dtypes[operand]));
+  return static_cast<std::byte*>(update.data[operand]) + offset * size;
+}
+
+void update_run(const KernelTable& isa, Kernel kernel, const void* scalars, const Update& update,
+                int64_t begin, int64_t end) {
+  Block block;
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t n = std::min(kBlock, end - i);
+    for (int k = 0; k < kMaxOperands; ++k) {
+      if (update.data[k] != nullptr) block.stored[k] = element_address(update, k, i);
+    }
+    block.load(isa, update, n);
+    kernel(block.computed.data(), scalars, n);
+    block.store(isa, update, n);
+  }
+}
+
+void update_strided(const KernelTable& isa, Kernel kernel, const void* scalars,
+                    std::span<const StridedDim> dims, const Update& update, int64_t begin,
+                    int64_t end) {
+  Block block;
+  StridedWalk reader(dims, begin);
+  StridedWalk writer(dims, begin);
+  for (int k = 0; k < kMaxOperands; ++k) {
+    if (update.data[k] != nullptr) block.stored[k] = block.gathered[k].data();
+  }
+  // Copies between the operands and the block's buffers, which hold them without gaps.
+  const auto copy = [&](StridedWalk& walk, int64_t n, bool to_buffer) {
+    walk.next(n, [&](const Offsets& offsets, int64_t position, int64_t run) {
+      for (int k = 0; k < kMaxOperands; ++k) {
+        if (update.data[k] == nullptr || (k == kGrad && !to_buffer)) continue;
+        const size_t size = size_of(update.dtypes[k]);
+        std::byte* const element = element_address(update, k, offsets[k]);
+        std::byte* const slot = block.gathered[k].data() + position * size;
+        const int64_t stride = walk.inner_stride(k);
+        if (to_buffer) {
+          copy_run(size, element, stride, slot, 1, run);
+        } else {
+          copy_run(size, slot, 1, element, stride, run);
+        }
+      }
+    });
+  };
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t n = std::min(kBlock, end - i);
+    copy(reader, n, true);
+    block.load(isa, update, n);
+    kernel(block.computed.data(), scalars, n);
+    block.store(isa, update, n);
+    copy(writer, n, false);
+  }
+}
+
+}  // namespace
+
+void update_staged(const KernelTable& isa, Kernel kernel, const UpdateList& list,
+                   const Update& update, int64_t begin, int64_t end) {
+  const void* scalars = list.scalars(update);
+  if (update.dim_count == 0) {
+    update_run(isa, kernel, scalars, update, begin, end);
+  } else {
+    update_strided(isa, kernel, scalars, list.dims(update), update, begin, end);
+  }
+}
+
+}  // namespace fusedopt::cpu

@@ -1,0 +1,65 @@
+// SGD with momentum as torch.optim.SGD defines it: the learning rate multiplies the buffer when it
+// is applied, so a change of the rate acts on the whole accumulated direction at once.
+// Sutskever, Martens, Dahl, Hinton: On the importance of initialization and momentum in deep
+// learning, ICML 2013, in the form of PyTorch's documentation.
+#pragma once
+
+#include <array>
+
+#include "rules/shared.h"
+
+namespace fusedopt {
+
+struct Sgd {
+  static constexpr const char* kName = "sgd";
+  static constexpr bool kCountsSteps = false;
+  static constexpr std::array<const char*, 1> kStates = {"momentum_buffer"};
+
+  // kFresh: the buffer does not exist yet and becomes a copy of the gradient, undampened.
+  enum : unsigned { kMomentum = 1, kNesterov = 2, kFresh = 4, kVariants = 8 };
+
+  struct Hyper : SharedHyper {
+    double momentum = 0, dampening = 0;
+    bool nesterov = false;
+  };
+
+  template <class Options>
+  static Hyper read(Options& options) {
+    Hyper hyper;
+    hyper.read_shared(options);
+    hyper.momentum = options.non_negative("momentum");
+    hyper.dampening = options.number("dampening");
+    hyper.nesterov = options.flag("nesterov");
+    return hyper;
+  }
+
+  static unsigned variant(const Hyper& hyper, bool fresh) {
+    if (hyper.momentum == 0) return 0;
+    return kMomentum | (hyper.nesterov ? kNesterov : 0u) | (fresh ? kFresh : 0u);
+  }
+
+  static constexpr bool uses(unsigned variant, unsigned) { return variant & kMomentum; }
+
+  template <class T>
+  struct Scalars {
+    T lr, momentum, one_minus_dampening;
+  };
+
+  template <class T>
+  FUSEDOPT_FN static Scalars<T> derive(const Hyper& hyper, int64_t) {
+    return {T(hyper.lr), T(hyper.momentum), T(1.0 - hyper.dampening)};
+  }
+
+  template <unsigned variant, class T>
+  FUSEDOPT_FN static void update(T& param, T grad, T& momentum_buffer, const Scalars<T>& s) {
+    if constexpr (variant & kMomentum) {
+      momentum_buffer = (variant & kFresh)
+                            ? grad
+                            : s.momentum * momentum_buffer + s.one_minus_dampening * grad;
+      grad = (variant & kNesterov) ? grad + s.momentum * momentum_buffer : momentum_buffer;
+    }
+    param = param - s.lr * grad;
+  }
+};
+
+}  // namespace fusedopt

@@ -1,0 +1,108 @@
+"""What all optimizers of this package share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from fusedopt import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The plain tensor that holds the memory of a tensor of some other class.
+
+    A DTensor is stepped as its local shard. A subclass that adds behaviour to plain memory, such as
+    a user's own Parameter class, is that memory.
+
+    Raises:
+        TypeError: a wrapper subclass, whose own data pointer means nothing.
+    """
+    local = getattr(tensor, "_local_tensor", None)
+    if isinstance(local, torch.Tensor):
+        return local
+    if hasattr(tensor, "__tensor_flatten__"):
+        raise TypeError(f"fusedopt cannot step a tensor of class {type(tensor).__name__}")
+    return tensor
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers: steps all parameter groups in one native call.
+
+    A subclass names its rule. The native side reads groups, gradients and state afresh at every
+    step, asks ``_create_state`` for state that does not exist yet, refuses a step that cannot be
+    done before anything is written, and tells autograd which parameters changed.
+
+    ``foreach`` and ``fused`` are accepted where torch accepts them and have no effect: there is one
+    implementation. ``differentiable=True`` is not supported and raises ``NotImplementedError``.
+    """
+
+    _rule: ClassVar[str]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group, as ``torch.optim.Optimizer.add_param_group`` does.
+
+        Raises:
+            NotImplementedError: the group asks for ``differentiable=True``.
+            ValueError: a parameter is a view that negates the memory it shows.
+        """
+        super().add_param_group(param_group)
+        try:
+            self._check_group(param_group)
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        where = f"parameter group {len(self.param_groups) - 1}"
+        if group.get("differentiable"):
+            raise NotImplementedError(
+                f"{where}: differentiable=True is not supported by {type(self).__name__}"
+            )
+        for index, param in enumerate(group["params"]):
+            if param.is_neg():
+                raise ValueError(f"{where}, parameter {index}: is a negated view of its memory")
+
+    def _create_state(self, name: str, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        """A new state tensor, in the parameter's dtype, device and memory format."""
+        if name == "step":
+            is_double = torch.get_default_dtype() == torch.float64
+            return torch.zeros((), dtype=torch.float64 if is_double else torch.float32)
+        return torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Updates every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again, with gradients enabled, and returns the loss.
+
+        Returns:
+            What ``closure`` returned, or None without one.
+
+        Raises:
+            RuntimeError: a parameter, gradient or state that cannot be used: sparse, complex or
+                integer, of another shape, dtype or device than the parameter.
+            ValueError, TypeError, KeyError: an option or state that is out of bounds, of the wrong
+                type or missing.
+            NotImplementedError: a parameter on a device for which there is no engine.
+
+        All name the parameter group and the parameter, and leave parameters and state untouched.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        _native.step(self._rule, self.param_groups, self.state, self._create_state)
+        return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """False, so that GradScaler unscales the gradients before it calls ``step``."""
+        return False
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        """torch's constructors assign True for ``fused=True``."""
