@@ -1,5 +1,45 @@
+"""Optimizer steps for PyTorch in one native call, with the same bits on every machine.
+
+The classes replace those of ``torch.optim`` by name. Importing the package imports torch first, so
+that both share one OpenMP runtime, and selects the fastest instruction set that the CPU has, or the
+one that the environment variable ``FUSEDOPT_ISA`` names.
+"""
+
+import os
+import pkgutil
+from importlib.metadata import version as _version
+
 import torch
+
+# In the root of a checkout this file is found before the installed package, which has the extension.
+__path__ = pkgutil.extend_path(__path__, __name__)
+
 from fusedopt import _native
-from fusedopt.optimizer import _local_tensor
-_native.attach(torch, _local_tensor)
+from fusedopt.adadelta import Adadelta
+from fusedopt.adagrad import Adagrad
 from fusedopt.adam import Adam, AdamW
+from fusedopt.momentum import Momentum, Nesterov
+from fusedopt.optimizer import FusedOptimizer, local_tensor
+from fusedopt.rmsprop import RMSprop
+from fusedopt.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "FusedOptimizer",
+    "Momentum",
+    "Nesterov",
+    "RMSprop",
+]
+
+__version__ = _version("fusedopt")
+
+_native.attach(torch, local_tensor)
+if "FUSEDOPT_ISA" in os.environ:
+    try:
+        _native.select_isa(os.environ["FUSEDOPT_ISA"])
+    except ValueError as error:
+        raise ValueError(f"FUSEDOPT_ISA: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch.optim import optimizer as torch_optimizer
 
 from fusedopt import _native
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The plain tensor that holds the memory of a tensor of some other class.
 
     A DTensor is stepped as its local shard. A subclass that adds behaviour to plain memory, such as
@@ -36,8 +37,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     step, asks ``_create_state`` for state that does not exist yet, refuses a step that cannot be
     done before anything is written, and tells autograd which parameters changed.
 
-    ``foreach`` and ``fused`` are accepted where torch accepts them and have no effect: there is one
-    implementation. ``differentiable=True`` is not supported and raises ``NotImplementedError``.
+    ``foreach`` and ``fused`` are accepted and have no effect: there is one implementation.
+    ``differentiable=True`` is not supported and raises ``NotImplementedError``.
     """
 
     _rule: ClassVar[str]
@@ -69,9 +70,19 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _create_state(self, name: str, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """A new state tensor, in the parameter's dtype, device and memory format."""
         if name == "step":
-            is_double = torch.get_default_dtype() == torch.float64
-            return torch.zeros((), dtype=torch.float64 if is_double else torch.float32)
+            in_double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+            return torch.zeros((), dtype=torch.float64 if in_double else torch.float32)
         return torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        _native.step(self._rule, self.param_groups, self.state, self._create_state)
+        return loss
+
+    _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Updates every parameter that has a gradient.
@@ -91,12 +102,23 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         All name the parameter group and the parameter, and leave parameters and state untouched.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        _native.step(self._rule, self.param_groups, self.state, self._create_state)
-        return loss
+        if self._is_observed():
+            return self._observed_step(closure)
+        return self._step(closure)
+
+    # torch wraps a step that is not marked so for hooks and the profiler at every call, which takes
+    # longer than updating a small network.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _is_observed(self) -> bool:
+        """Whether a hook or the profiler has to see this step."""
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        )
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

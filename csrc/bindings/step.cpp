@@ -20,23 +20,11 @@ std::string to_string(PyObject* object) {
   return py::str(py::handle(object)).cast<std::string>();
 }
 
-std::string sizes_of(const DLTensor& tensor) {
-  std::string text = "(";
-  for (int d = 0; d < tensor.ndim; ++d) {
-    text += (d > 0 ? ", " : "") + std::to_string(tensor.shape[d]);
-  }
-  return text + (tensor.ndim == 1 ? ",)" : ")");
-}
-
 PyObject* require_list(PyObject* object, const char* what) {
   if (!PyList_Check(object)) {
     throw Refusal(Refusal::kType, std::string(what) + " must be a list");
   }
   return object;
-}
-
-bool same_device(const DLTensor& a, const DLTensor& b) {
-  return a.device.device_type == b.device.device_type && a.device.device_id == b.device.device_id;
 }
 
 // How a step count is stored: torch writes float32, or float64 where that is the default dtype;
@@ -99,11 +87,7 @@ void Step::gather_group(PyObject* group) {
   group_ = group;
   param_index_ = -1;
   if (!PyDict_Check(group)) throw Refusal(Refusal::kType, "a parameter group must be a dict");
-  GroupOptions options(group, rule_.option_names);
-  hyper_ = rule_.read(options);
-  PyObject* capturable = find_item(group, kCapturableKey);
-  capturable_ = capturable != nullptr && PyObject_IsTrue(capturable) == 1;
-  for (auto& latest : latest_scalars_) latest.step = -1;
+  read_options(group);
 
   PyObject* params = find_item(group, kParamsKey);
   if (params == nullptr) throw Refusal(Refusal::kKey, "key 'params' is missing");
@@ -120,93 +104,74 @@ void Step::gather_group(PyObject* group) {
   }
 }
 
+void Step::read_options(PyObject* group) {
+  GroupOptions options(group, rule_.option_names);
+  PyObject* const capturable = find_item(group, kCapturableKey);
+  options_ = {};
+  options_.hyper = rule_.read(options);
+  options_.variant = options_.hyper->variant(false);
+  options_.used_states = rule_.info.used_states(options_.variant);
+  options_.required_states = rule_.info.used_states(kNoOptions);
+  options_.capturable = capturable != nullptr && PyObject_IsTrue(capturable) == 1;
+}
+
 void Step::gather_param(PyObject* param, PyObject* grad) {
-  const DLTensor param_tensor = describe(param, "the parameter");
-  const TensorView param_view = to_view(param_tensor, "the parameter");
-  if (param_tensor.device.device_type != kDLCPU) {
+  std::array<TensorView, kMaxOperands> views;
+  Operands operands{};
+  const auto set_operand = [&](int k, PyObject* tensor) {
+    views[k] = view(tensor, rule_.info.operand_names[k]);
+    operands[k] = &views[k];
+  };
+  set_operand(kParam, param);
+  check_device(param, views[kParam].device);
+  set_operand(kGrad, resolve_negation(grad));
+
+  PyObject* const states = states_of(param);
+  const size_t new_states_before = new_states_.size();
+  int64_t step = 0;
+  if (rule_.info.counts_steps) {
+    StepCount count = read_step_count(state_tensor(param, states, kStepKey, false));
+    step = ++count.value;
+    step_counts_.push_back(count);
+  }
+  for (unsigned s = 0; s < rule_.state_names.size(); ++s) {
+    if (!(options_.used_states >> s & 1)) continue;
+    const bool optional = !(options_.required_states >> s & 1);
+    set_operand(kFirstState + static_cast<int>(s),
+                state_tensor(param, states, rule_.state_names[s], optional));
+  }
+  validate(operands, rule_.info.operand_names);
+
+  const bool fresh = new_states_.size() > new_states_before;
+  Update update;
+  update.variant = static_cast<uint16_t>(fresh ? options_.hyper->variant(true) : options_.variant);
+  update.scalars = scalars_for(step, computes_in_double(views[kParam].dtype));
+  memory_.updates.add(update, operands);
+  if (PyList_Append(updated_.ptr(), param) != 0) throw py::error_already_set();
+}
+
+void Step::check_device(PyObject* param, const Device& device) const {
+  if (device.type != DeviceType::kCpu) {
     throw Refusal(Refusal::kNotImplemented,
                   "the parameter is on device " +
                       to_string(py::handle(param).attr("device").ptr()) +
                       ", for which fusedopt was built without an engine");
   }
-  if (capturable_) {
+  if (options_.capturable) {
     throw Refusal(Refusal::kAssertion,
                   "capturable=True needs a parameter on a device that can capture graphs; this "
                   "one is on the CPU");
   }
-  if (may_overlap_itself(param_view)) {
-    throw Refusal(Refusal::kRuntime,
-                  "the parameter has elements that share memory; clone it before optimizing it");
-  }
-
-  Operands operands{};
-  std::array<TensorView, kMaxOperands> views;
-  const auto set_operand = [&](int k, const TensorView& view) {
-    views[k] = view;
-    operands[k] = &views[k];
-  };
-  set_operand(kParam, param_view);
-  set_operand(kGrad, view_gradient(grad, param_tensor));
-
-  const RuleInfo& rule = rule_.info;
-  const unsigned required = hyper_->variant(false);
-  const size_t new_states_before = new_states_.size();
-  PyObject* const states = states_of(param);
-  int64_t step = 0;
-  if (rule.counts_steps) {
-    StepCount count = read_step_count(state_tensor(param, states, kStepKey, false));
-    step = ++count.value;
-    step_counts_.push_back(count);
-  }
-  for (unsigned s = 0; s < rule.states.size(); ++s) {
-    if (!rule.uses(required, s)) continue;
-    const bool optional = !rule.uses(kNoOptions, s);
-    PyObject* const tensor = state_tensor(param, states, rule_.state_names[s], optional);
-    const int k = kFirstState + static_cast<int>(s);
-    set_operand(k, view_operand(tensor, rule.states[s], param_tensor));
-    if (may_overlap_itself(views[k])) {
-      throw Refusal(Refusal::kRuntime, std::string("state '") + rule.states[s] +
-                                           "' has elements that share memory");
-    }
-  }
-  const bool fresh = new_states_.size() > new_states_before;
-
-  Update update;
-  const bool in_double = computes_in_double(param_view.dtype);
-  update.variant = static_cast<uint16_t>(hyper_->variant(fresh));
-  update.scalars = scalars_for(step, in_double);
-  memory_.updates.add(update, operands);
-  if (PyList_Append(updated_.ptr(), param) != 0) throw py::error_already_set();
 }
 
-DLTensor Step::describe(PyObject* tensor, const char* what) {
-  return torch_.describe(torch_.plain(tensor, memory_.keep), what);
+TensorView Step::view(PyObject* tensor, const char* what) {
+  return to_view(torch_.describe(tensor, what, memory_.keep), what);
 }
 
-TensorView Step::view_operand(PyObject* tensor, const char* what, const DLTensor& param) {
-  PyObject* const plain = torch_.plain(tensor, memory_.keep);
-  const DLTensor described = torch_.describe(plain, what);
-  const TensorView view = to_view(described, what);
-  const TensorView expected = to_view(param, "the parameter");
-  const auto refuse = [&](const std::string& difference) {
-    throw Refusal(Refusal::kRuntime, std::string(what) + " " + difference);
-  };
-  if (!same_device(described, param)) refuse("is on another device than the parameter");
-  if (view.dtype != expected.dtype) {
-    refuse(std::string("has dtype ") + name_of(view.dtype) + ", the parameter has " +
-           name_of(expected.dtype));
-  }
-  if (!same_sizes(view, expected)) {
-    refuse("has shape " + sizes_of(described) + ", the parameter has " + sizes_of(param));
-  }
-  return view;
-}
-
-TensorView Step::view_gradient(PyObject* grad, const DLTensor& param) {
-  if (torch_.is_negated_view(grad)) {
-    grad = memory_.keep.steal(take(PyObject_CallMethod(grad, "resolve_neg", nullptr)).release().ptr());
-  }
-  return view_operand(grad, "the gradient", param);
+PyObject* Step::resolve_negation(PyObject* grad) {
+  if (!torch_.is_negated_view(grad)) return grad;
+  return memory_.keep.steal(
+      take(PyObject_CallMethod(grad, "resolve_neg", nullptr)).release().ptr());
 }
 
 void Step::peek_states() {
@@ -260,7 +225,7 @@ PyObject* Step::new_state(PyObject* param, PyObject* states, PyObject* name) {
 }
 
 Step::StepCount Step::read_step_count(PyObject* tensor) {
-  const DLTensor described = describe(tensor, "state 'step'");
+  const DLTensor described = torch_.describe(tensor, "state 'step'", memory_.keep);
   StepCount count{static_cast<char*>(described.data) + described.byte_offset, described.dtype, -1};
   int64_t numel = 1;
   for (int d = 0; d < described.ndim; ++d) numel *= described.shape[d];
@@ -277,11 +242,11 @@ Step::StepCount Step::read_step_count(PyObject* tensor) {
 }
 
 uint32_t Step::scalars_for(int64_t step, bool in_double) {
-  auto& latest = latest_scalars_[in_double];
+  auto& latest = options_.latest_scalars[in_double];
   if (latest.step != step) {
-    latest = {step, hyper_->add_scalars(memory_.updates, step, in_double)};
+    latest = {step, options_.hyper->add_scalars(memory_.updates, step, in_double)};
   }
-  return latest.scalars;
+  return latest.position;
 }
 
 void Step::run() {

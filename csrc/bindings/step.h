@@ -54,12 +54,26 @@ class Step {
     PyObject* key = nullptr;
     PyObject* value = nullptr;
   };
+  struct LatestScalars {
+    int64_t step = -1;
+    uint32_t position = 0;
+  };
+  // The parameter group that is being gathered.
+  struct Options {
+    std::unique_ptr<Hyperparameters> hyper;
+    unsigned variant = 0;
+    unsigned used_states = 0;
+    unsigned required_states = 0;  // used whatever the options are
+    bool capturable = false;
+    LatestScalars latest_scalars[2];  // by in_double: most parameters of a group share them
+  };
 
   void gather_group(PyObject* group);
+  void read_options(PyObject* group);
   void gather_param(PyObject* param, PyObject* grad);
-  DLTensor describe(PyObject* tensor, const char* what);
-  TensorView view_operand(PyObject* tensor, const char* what, const DLTensor& param);
-  TensorView view_gradient(PyObject* grad, const DLTensor& param);
+  void check_device(PyObject* param, const Device& device) const;
+  TensorView view(PyObject* tensor, const char* what);
+  PyObject* resolve_negation(PyObject* grad);
   void peek_states();
   PyObject* states_of(PyObject* param);
   void pass_states_of(PyObject* param);
@@ -75,16 +89,11 @@ class Step {
   PyObject* state_;
   PyObject* create_state_;
   StepMemory& memory_;
-  StateCursor cursor_;
 
+  StateCursor cursor_;
   PyObject* group_ = nullptr;
   Py_ssize_t group_index_ = -1, param_index_ = -1;
-  std::unique_ptr<Hyperparameters> hyper_;
-  bool capturable_ = false;
-  struct {
-    int64_t step = -1;
-    uint32_t scalars = 0;
-  } latest_scalars_[2];  // of this group, by in_double: most parameters of a group share them
+  Options options_;
 
   std::vector<NewState> new_states_;
   std::vector<StepCount> step_counts_;

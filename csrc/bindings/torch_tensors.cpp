@@ -31,7 +31,8 @@ void TorchTensors::attach(const py::object& torch, const py::object& local_tenso
   is_neg_ = keep(tensor_type.attr("is_neg"));
 }
 
-DLTensor TorchTensors::describe(PyObject* tensor, const char* what) const {
+DLTensor TorchTensors::describe(PyObject* tensor, const char* what, KeepAlive& keep) const {
+  tensor = plain(tensor, keep);
   DLTensor result;
   if (api_->dltensor_from_py_object_no_sync(tensor, &result) != 0) {
     PyErr_Clear();
@@ -76,34 +77,44 @@ void TorchTensors::refuse(PyObject* tensor, const char* what) const {
                     " cannot be accessed: there is no engine for it");
 }
 
+namespace {
+
+Device to_device(DLDevice device) {
+  const DeviceType type = device.device_type == kDLCPU    ? DeviceType::kCpu
+                          : device.device_type == kDLCUDA ? DeviceType::kCuda
+                                                          : DeviceType::kOther;
+  return {type, device.device_id};
+}
+
+DType to_dtype(DLDataType dtype, const char* what) {
+  if (dtype.lanes == 1) {
+    if (dtype.code == kDLFloat && dtype.bits == 32) return DType::kFloat32;
+    if (dtype.code == kDLFloat && dtype.bits == 64) return DType::kFloat64;
+    if (dtype.code == kDLBfloat && dtype.bits == 16) return DType::kBFloat16;
+    if (dtype.code == kDLFloat && dtype.bits == 16) return DType::kFloat16;
+  }
+  const char* kind = dtype.code == kDLComplex                        ? "complex"
+                     : dtype.code == kDLInt || dtype.code == kDLUInt ? "integer"
+                     : dtype.code == kDLBool                         ? "bool"
+                                                                     : "unknown";
+  throw Refusal(Refusal::kRuntime,
+                std::string(what) + " has an unsupported dtype (" + kind + ", " +
+                    std::to_string(dtype.bits) +
+                    " bits); supported are float32, float64, bfloat16 and float16");
+}
+
+}  // namespace
+
 TensorView to_view(const DLTensor& tensor, const char* what) {
   TensorView view;
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
-  view.ndim = tensor.ndim;
+  view.numel = 1;
+  for (int d = 0; d < tensor.ndim; ++d) view.numel *= tensor.shape[d];
   view.sizes = tensor.shape;
   view.strides = tensor.strides;
-
-  const auto is = [&](uint8_t code, uint8_t bits) {
-    return tensor.dtype.code == code && tensor.dtype.bits == bits && tensor.dtype.lanes == 1;
-  };
-  if (is(kDLFloat, 32)) {
-    view.dtype = DType::kFloat32;
-  } else if (is(kDLFloat, 64)) {
-    view.dtype = DType::kFloat64;
-  } else if (is(kDLBfloat, 16)) {
-    view.dtype = DType::kBFloat16;
-  } else if (is(kDLFloat, 16)) {
-    view.dtype = DType::kFloat16;
-  } else {
-    const char* kind = tensor.dtype.code == kDLComplex                              ? "complex"
-                       : tensor.dtype.code == kDLInt || tensor.dtype.code == kDLUInt ? "integer"
-                       : tensor.dtype.code == kDLBool                               ? "bool"
-                                                      : "of an unsupported type";
-    throw Refusal(Refusal::kRuntime, std::string(what) + " is " + kind + " (" +
-                                         std::to_string(tensor.dtype.bits) +
-                                         " bits); supported are float32, float64, bfloat16 and "
-                                         "float16");
-  }
+  view.ndim = tensor.ndim;
+  view.dtype = to_dtype(tensor.dtype, what);
+  view.device = to_device(tensor.device);
   return view;
 }
 

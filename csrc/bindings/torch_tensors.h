@@ -17,10 +17,8 @@ class TorchTensors {
   void attach(const py::object& torch, const py::object& local_tensor);
 
   // Metadata of a tensor, valid while the tensor is alive and unchanged. `what` names it in errors.
-  DLTensor describe(PyObject* tensor, const char* what) const;
-
-  // The plain tensor that holds the data of `tensor`: itself, or a new reference given to `keep`.
-  PyObject* plain(PyObject* tensor, KeepAlive& keep) const;
+  // Where another tensor holds its memory, that one is given to `keep`.
+  DLTensor describe(PyObject* tensor, const char* what, KeepAlive& keep) const;
 
   bool is_tensor(PyObject* object) const;
   bool is_negated_view(PyObject* tensor) const;  // its values are those in memory with the sign flipped
@@ -28,6 +26,7 @@ class TorchTensors {
   void increment_versions(const py::object& list) const;
 
  private:
+  PyObject* plain(PyObject* tensor, KeepAlive& keep) const;
   [[noreturn]] void refuse(PyObject* tensor, const char* what) const;
 
   const DLPackExchangeAPI* api_ = nullptr;

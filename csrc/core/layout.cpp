@@ -1,6 +1,9 @@
 #include "core/layout.h"
 
 #include <algorithm>
+#include <string>
+
+#include "core/refusal.h"
 
 namespace fusedopt {
 namespace {
@@ -13,6 +16,18 @@ bool is_contiguous(const TensorView& tensor) {
     expected *= tensor.sizes[d];
   }
   return true;
+}
+
+bool same_sizes(const TensorView& a, const TensorView& b) {
+  return a.ndim == b.ndim && std::equal(a.sizes, a.sizes + a.ndim, b.sizes);
+}
+
+std::string shape_of(const TensorView& tensor) {
+  std::string text = "(";
+  for (int d = 0; d < tensor.ndim; ++d) {
+    text += (d > 0 ? ", " : "") + std::to_string(tensor.sizes[d]);
+  }
+  return text + (tensor.ndim == 1 ? ",)" : ")");
 }
 
 // The dimensions that matter (size over 1), outermost first.
@@ -57,18 +72,30 @@ bool try_merge(StridedDim& outer, const StridedDim& inner) {
 
 }  // namespace
 
-int64_t TensorView::numel() const {
-  int64_t n = 1;
-  for (int d = 0; d < ndim; ++d) n *= sizes[d];
-  return n;
-}
-
-bool same_sizes(const TensorView& a, const TensorView& b) {
-  return a.ndim == b.ndim && std::equal(a.sizes, a.sizes + a.ndim, b.sizes);
+void validate(const Operands& operands, const OperandNames& names) {
+  const TensorView& param = *operands[kParam];
+  const auto refuse = [](const char* name, const std::string& why) {
+    throw Refusal(Refusal::kRuntime, name + (" " + why));
+  };
+  for (int k = 0; k < kMaxOperands; ++k) {
+    if (operands[k] == nullptr) continue;
+    const TensorView& operand = *operands[k];
+    if (operand.device != param.device) refuse(names[k], "is on another device than the parameter");
+    if (operand.dtype != param.dtype) {
+      refuse(names[k], std::string("has dtype ") + name_of(operand.dtype) +
+                           ", the parameter has " + name_of(param.dtype));
+    }
+    if (!same_sizes(operand, param)) {
+      refuse(names[k], "has shape " + shape_of(operand) + ", the parameter has " + shape_of(param));
+    }
+    if (k != kGrad && may_overlap_itself(operand)) {
+      refuse(names[k], "has elements that share memory; clone it first");
+    }
+  }
 }
 
 bool may_overlap_itself(const TensorView& tensor) {
-  if (is_contiguous(tensor) || tensor.numel() == 0) return false;
+  if (is_contiguous(tensor) || tensor.numel == 0) return false;
   const std::vector<int> order = dims_by_stride(tensor);
   int64_t extent = 1;
   for (auto d = order.rbegin(); d != order.rend(); ++d) {

@@ -10,22 +10,36 @@
 
 namespace fusedopt {
 
+enum class DeviceType : uint8_t { kCpu, kCuda, kOther };
+
+struct Device {
+  DeviceType type = DeviceType::kCpu;
+  int32_t index = 0;
+
+  bool operator==(const Device&) const = default;
+};
+
 // A tensor as the caller's framework describes it. Sizes and strides (in elements) are borrowed.
 struct TensorView {
   void* data = nullptr;
-  DType dtype = DType::kFloat32;
-  int ndim = 0;
+  int64_t numel = 0;
   const int64_t* sizes = nullptr;
   const int64_t* strides = nullptr;
-
-  int64_t numel() const;
+  int ndim = 0;
+  DType dtype = DType::kFloat32;
+  Device device;
 };
 
 // Parameter, gradient, then the states.
 constexpr int kParam = 0, kGrad = 1, kFirstState = 2;
 constexpr int kMaxOperands = kFirstState + static_cast<int>(AllRules::kMaxStates);
 
-bool same_sizes(const TensorView& a, const TensorView& b);
+using Operands = std::array<const TensorView*, kMaxOperands>;  // null: not part of this update
+using OperandNames = std::array<const char*, kMaxOperands>;    // for errors
+
+// Throws Refusal unless an engine can carry out an update of these operands: one device, dtype and
+// shape, and no memory written twice.
+void validate(const Operands& operands, const OperandNames& names);
 
 // Whether two of its elements may share memory. Exact for tensors made by slicing, transposing and
 // expanding; an exotic as_strided view may be taken for one that overlaps, never the reverse.
@@ -36,8 +50,6 @@ struct StridedDim {
   int64_t size;
   std::array<int64_t, kMaxOperands> strides;
 };
-
-using Operands = std::array<const TensorView*, kMaxOperands>;  // null: not part of this update
 
 // Whether all operands are dense and hold their elements in the same order, so that they can be
 // walked as one run. All have the same sizes.

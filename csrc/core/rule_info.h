@@ -1,6 +1,7 @@
 // A rule as the layers see it that must not know its name: its type erased into a table entry.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -27,7 +28,8 @@ struct RuleInfo {
   unsigned index;  // in AllRules
   bool counts_steps;
   std::span<const char* const> states;
-  bool (*uses)(unsigned variant, unsigned state);
+  OperandNames operand_names;
+  unsigned (*used_states)(unsigned variant);  // bit s: state s
 };
 
 // Bit 0 of a variant is shared by all rules; a rule's own bits are above it.
@@ -68,14 +70,25 @@ class HyperparametersOf final : public Hyperparameters {
 };
 
 template <class Rule>
-constexpr RuleInfo rule_info(unsigned index) {
+unsigned used_states(unsigned variant) {
+  unsigned used = 0;
+  for (unsigned s = 0; s < Rule::kStates.size(); ++s) {
+    if (Rule::uses(rule_variant(variant), s)) used |= 1u << s;
+  }
+  return used;
+}
+
+template <class Rule>
+RuleInfo rule_info(unsigned index) {
+  OperandNames names = {"the parameter", "the gradient"};
+  std::copy(Rule::kStates.begin(), Rule::kStates.end(), names.begin() + kFirstState);
   return {
       .name = Rule::kName,
       .index = index,
       .counts_steps = Rule::kCountsSteps,
       .states = Rule::kStates,
-      .uses = [](unsigned variant,
-                 unsigned state) { return Rule::uses(rule_variant(variant), state); },
+      .operand_names = names,
+      .used_states = used_states<Rule>,
   };
 }
 

@@ -7,7 +7,7 @@ namespace fusedopt {
 void UpdateList::add(Update update, const Operands& operands) {
   const DType compute = compute_dtype(operands[kParam]->dtype);
   update.in_double = compute == DType::kFloat64;
-  update.numel = operands[kParam]->numel();
+  update.numel = operands[kParam]->numel;
   update.first = numel_;
   update.direct = true;
   for (int k = 0; k < kMaxOperands; ++k) {

@@ -1,0 +1,15 @@
+"""The commands of ``fusedopt``: their options and nothing else."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Optimizer steps for PyTorch.")
+
+
+@app.command()
+def info() -> None:
+    """Print what a bug report needs."""
+    from fusedopt.info import print_info
+
+    print_info()

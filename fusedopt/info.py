@@ -1,0 +1,50 @@
+"""What a bug report needs: ``fusedopt info``."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import fusedopt
+from fusedopt import _native
+
+
+def collect() -> dict[str, str]:
+    """Versions, instruction sets, threads and devices of this machine and installation."""
+    return {
+        "fusedopt": fusedopt.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "compiler": _native.compiler,
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "instruction set": _native.selected_isa(),
+        "available": ", ".join(_native.available_isas()),
+        "threads": str(torch.get_num_threads()),
+        "CUDA in fusedopt": "not built",
+        "CUDA in torch": f"{torch.version.cuda or 'not built'}, "
+        + ("usable" if torch.cuda.is_available() else "not usable"),
+    }
+
+
+def processor_name() -> str:
+    """The processor's name as Linux gives it, or the machine type elsewhere."""
+    try:
+        with open("/proc/cpuinfo") as cpuinfo:
+            names = [line.split(":", 1)[1].strip() for line in cpuinfo if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()
+
+
+def print_info() -> None:
+    """Prints :func:`collect` as a table."""
+    table = Table(show_header=False, box=None)
+    for name, value in collect().items():
+        table.add_row(name, value)
+    Console().print(table)

@@ -1,0 +1,163 @@
+"""The textbook forms of momentum, with the learning rate inside the velocity."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusedopt import _native
+from fusedopt.optimizer import FusedOptimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch.optim.optimizer import ParamsT
+
+
+class Momentum(FusedOptimizer):
+    r"""The heavy ball: momentum with the learning rate inside the velocity.
+
+    .. code-block:: text
+
+        grad = grad + weight_decay * param
+        velocity = momentum * velocity - lr * grad
+        param = param + velocity
+
+    At a constant learning rate this is ``SGD(momentum=...)``: its ``momentum_buffer`` is the
+    velocity divided by ``-lr``. The two differ when the learning rate changes. Here the velocity
+    keeps the speed it has gathered and only new gradients feel the new rate; in
+    :class:`fusedopt.SGD`, as in ``torch.optim.SGD``, the rate multiplies the whole buffer, so the
+    next update shrinks or grows at once.
+
+    Args:
+        params: parameters (float32, float64, bfloat16 or float16) or dicts defining groups.
+        lr: learning rate, a number or a tensor of one element, at least 0.
+        momentum: factor of the velocity, at least 0.
+        weight_decay: factor of the L2 penalty, at least 0.
+        maximize: follow the gradient instead of its negative.
+        foreach, fused: accepted, no effect: there is one implementation.
+        differentiable: not supported; True raises ``NotImplementedError``.
+
+    State: ``velocity``, of the parameter's shape and dtype.
+
+    Source: Polyak, Some methods of speeding up the convergence of iteration methods, 1964,
+    equation 9; Sutskever et al., On the importance of initialization and momentum in deep learning,
+    ICML 2013, equations 1 and 2. Reference: :func:`fusedopt.reference.momentum`.
+    """
+
+    _rule = "momentum"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        if isinstance(lr, torch.Tensor) and lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+        if not lr >= 0.0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        if not momentum >= 0.0:
+            raise ValueError(f"Invalid momentum value: {momentum}")
+        if not weight_decay >= 0.0:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+
+
+class Nesterov(Momentum):
+    r"""Nesterov's accelerated gradient in its textbook form, with one forward pass a step.
+
+    .. code-block:: text
+
+        velocity = momentum * velocity - lr * gradient at (x + momentum * velocity)
+        x = x + velocity
+
+    The parameter holds the lookahead point ``x + momentum * velocity``, which is where the gradient
+    has to be taken, so the training loop needs no change and no second forward pass. To evaluate or
+    save the iterate ``x`` itself, use :meth:`at_iterate`.
+
+    At a constant learning rate and momentum this walks the same points as
+    ``SGD(momentum=..., nesterov=True)``. The two differ when the learning rate changes: here the
+    velocity keeps the speed it has gathered and only new gradients feel the new rate; in
+    :class:`fusedopt.SGD`, as in ``torch.optim.SGD``, the rate multiplies the whole buffer. When the
+    momentum of a group changes between two steps, the parameter is read as the lookahead point of
+    the new momentum.
+
+    Arguments, state and errors are those of :class:`Momentum`; weight decay is taken at the
+    lookahead point, like the gradient.
+
+    Source: Nesterov, A method of solving a convex programming problem with convergence rate
+    O(1/k^2), 1983; Sutskever et al., ICML 2013, equations 3 and 4. Reference:
+    :func:`fusedopt.reference.nesterov`.
+    """
+
+    _rule = "nesterov"
+    _is_at_iterate = False
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if self._is_at_iterate:
+            raise RuntimeError("step() inside at_iterate(): the parameters are not where the "
+                               "gradient has to be taken")
+        return super()._step(closure)
+
+    _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    @contextlib.contextmanager
+    def at_iterate(self) -> Iterator[None]:
+        """Puts the iterate ``x`` into the parameters for as long as the context lasts.
+
+        On leaving, also by an exception, the lookahead point is restored bit for bit. Takes memory
+        for one copy of the parameters that have a velocity.
+
+        Raises:
+            RuntimeError: entered twice, or ``step`` called inside.
+        """
+        if self._is_at_iterate:
+            raise RuntimeError("at_iterate() is already active")
+        lookahead = self._move_to_iterate()
+        self._is_at_iterate = True
+        try:
+            yield
+        finally:
+            self._is_at_iterate = False
+            with torch.no_grad():
+                for param, value in lookahead:
+                    param.copy_(value)
+
+    def _move_to_iterate(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Moves the parameters and returns them with the values they had."""
+        saved = []
+        groups = []
+        for group in self.param_groups:
+            moved = []
+            for param in group["params"]:
+                velocity = self.state.get(param, {}).get("velocity")
+                if velocity is None:
+                    continue
+                saved.append((param, param.detach().clone()))
+                # x = param - momentum * velocity: a step of plain SGD along the velocity.
+                alias = param.detach()
+                alias.grad = velocity
+                moved.append(alias)
+            options = dict.fromkeys(("momentum", "dampening", "weight_decay"), 0.0)
+            flags = dict.fromkeys(("nesterov", "maximize"), False)
+            groups.append({"params": moved, "lr": group["momentum"], **options, **flags})
+        _native.step("sgd", groups, {}, self._create_state)
+        return saved
