@@ -13,3 +13,11 @@ def info() -> None:
     from fusedopt.info import print_info
 
     print_info()
+
+
+@app.command()
+def verify() -> None:
+    """Compare every kernel with the NumPy reference, as integers; exit status 1 on a mismatch."""
+    from fusedopt.verify import print_verification
+
+    raise typer.Exit(code=1 if print_verification() else 0)

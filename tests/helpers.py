@@ -1,0 +1,55 @@
+"""Helpers that all suites share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fusedopt import _native
+
+ISAS = _native.available_isas()
+
+
+class Guarded:
+    """Memory with guard values around and between, of which tensors are views."""
+
+    VALUE = 123.0
+
+    def __init__(self, numel: int, dtype: torch.dtype, margin: int = 67):
+        self.memory = torch.full((numel + 2 * margin,), self.VALUE, dtype=dtype)
+        self.touchable = torch.zeros(self.memory.numel(), dtype=torch.bool)
+        self.margin = margin
+
+    def view(self, size, stride, offset=0):
+        """A view with these sizes and strides, whose elements may be written."""
+        self.touchable.as_strided(size, stride, self.margin + offset).fill_(True)
+        return self.memory.as_strided(size, stride, self.margin + offset)
+
+    def assert_untouched(self):
+        """Everything outside the views still has the guard value."""
+        outside = self.memory[~self.touchable]
+        assert torch.equal(outside, torch.full_like(outside, self.VALUE))
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray:
+    """The elements of a tensor as integers, in the order of its indices."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.detach().contiguous().view(kind).numpy()
+
+
+def snapshot(optimizer: torch.optim.Optimizer) -> dict:
+    """Bits of every parameter, gradient and state, and the version of every parameter."""
+    result = {}
+    for g, group in enumerate(optimizer.param_groups):
+        for i, param in enumerate(group["params"]):
+            entry = {"version": param._version, "state": param in optimizer.state}
+            if param.device.type == "cpu" and not param.is_complex():
+                entry["param"] = bits(param).tobytes()
+            for name, value in optimizer.state.get(param, {}).items():
+                if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+                    entry[name] = (str(value.dtype), value.numpy().tobytes() if value.dtype not in
+                                   (torch.bfloat16,) else bits(value).tobytes())
+                else:
+                    entry[name] = repr(value)
+            result[g, i] = entry
+    return result

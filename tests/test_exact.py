@@ -1,0 +1,162 @@
+"""Native kernels give the reference's bits: 0 mismatches, compared as integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import ISAS, bits
+
+import fusedopt
+from fusedopt import reference
+from fusedopt.cases import CASES, DTYPES
+from fusedopt.verify import (
+    count_mismatches,
+    gradients,
+    isa,
+    reference_rule,
+    threads,
+    to_array,
+    verify_case,
+)
+
+DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_of_the_reference(case, dtype):
+    for result in verify_case(case, dtype, ISAS, [1, 2, 3]):
+        assert result.elements > 0
+        assert result.mismatches == 0, result.first_mismatch
+        # Cancellation inside the root of the centered variance is the formula's own.
+        assert result.ulp < (100 if case.options.get("centered") else 10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("rule", ["Adam", "SGD"])
+def test_every_size_and_offset_around_the_vector_width(each_isa, rule, dtype):
+    case = next(c for c in CASES if c.row.name == rule and c.options)
+    generator = np.random.default_rng(3)
+    expected_rule = reference_rule(case, dtype)
+    for size in [*range(70), 127, 128, 129, 511, 512, 513, 1023, 1024, 1025]:
+        offset = size % 5
+        memory = torch.zeros(size + 16, dtype=dtype)
+        param = torch.nn.Parameter(memory[offset : offset + size].normal_())
+        param.grad = gradients(size, dtype, generator)
+        optimizer = case.row.optimizer([param], **case.options)
+        options = case.row.reference_options(optimizer.param_groups[0])
+        expected = (to_array(param), {})
+        for _ in range(2):
+            expected = expected_rule(expected[0], to_array(param.grad), expected[1], **options)
+            optimizer.step()
+        assert count_mismatches(to_array(param), expected[0]) == 0, size
+        assert not memory[:offset].any()
+        assert not memory[offset + size :].any()
+
+
+def test_a_step_changes_every_element(each_isa):
+    """Against a kernel that skips blocks, which a comparison on gradients of zero would miss."""
+    for dtype in DTYPES:
+        for row_case in (c for c in CASES if not c.options):
+            param = torch.nn.Parameter(torch.ones(3001, dtype=dtype))
+            param.grad = torch.ones(3001, dtype=dtype)
+            row_case.row.optimizer([param], lr=0.5).step()
+            assert (param != 1).all(), (row_case, dtype)
+
+
+def test_every_thread_count_gives_the_same_bits():
+    sizes = [1, 70_001, 3, 250_007, 64]
+    grads = [torch.randn(n) for n in sizes]
+    results = []
+    for count in range(1, 9):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(n)) for n in sizes]
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+        optimizer = fusedopt.AdamW(params)
+        with threads(count):
+            for _ in range(3):
+                optimizer.step()
+        results.append([bits(param) for param in params])
+    for result in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_one_parameter_large_enough_for_all_cuts():
+    """Cuts inside one tensor, at every thread count, with a 16-bit and a strided neighbour."""
+    for count in (2, 3, 5):
+        params = [
+            torch.nn.Parameter(torch.randn(100_003)),
+            torch.nn.Parameter(torch.randn(100_003).bfloat16()),
+            torch.nn.Parameter(torch.randn(100_003, 2)[:, 1]),
+        ]
+        copies = [torch.nn.Parameter(p.detach().clone()) for p in params]
+        for param, copy in zip(params, copies, strict=True):
+            param.grad = torch.randn_like(param)
+            copy.grad = param.grad.clone()
+        with threads(count):
+            fusedopt.Adam(params).step()
+        with threads(1):
+            for copy in copies:
+                fusedopt.Adam([copy]).step()
+        for param, copy in zip(params, copies, strict=True):
+            assert np.array_equal(bits(param), bits(copy))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_16_bit_conversions_of_every_value(each_isa, dtype):
+    """lr 0 leaves every one of the 65,536 values as it was: widening and narrowing are inverse."""
+    values = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    param = torch.nn.Parameter(values.clone())
+    param.grad = torch.zeros_like(values)
+    fusedopt.SGD([param], lr=0.0).step()
+    finite = ~values.isnan()
+    # -0 - 0 * 0 is -0, and everything else minus 0 is itself.
+    assert np.array_equal(bits(param)[finite.numpy()], bits(values)[finite.numpy()])
+    assert param.isnan()[~finite].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_16_bit_rounding_is_to_nearest_even(each_isa, dtype):
+    """param - lr * grad in float32 hits ties, carries, subnormals and overflow when it is stored."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randint(-(1 << 15), 1 << 15, (200_000,), generator=generator, dtype=torch.int32)
+    param = torch.nn.Parameter(start.to(torch.int16).view(dtype).clone())
+    grad = torch.randint(-(1 << 15), 1 << 15, (200_000,), generator=generator, dtype=torch.int32)
+    param.grad = grad.to(torch.int16).view(dtype)
+    with np.errstate(all="ignore"):
+        wide = to_array(param) - np.float32(0.5) * to_array(param.grad)
+    fusedopt.SGD([param], lr=0.5).step()
+    expected = torch.from_numpy(wide).to(dtype).float().numpy()
+    assert count_mismatches(to_array(param), expected) == 0
+    rounding = {
+        torch.bfloat16: reference.round_bfloat16,
+        torch.float16: reference.round_float16,
+    }[dtype]
+    assert count_mismatches(rounding(wide), expected) == 0
+
+
+def test_flush_to_zero_modes_of_the_caller_change_nothing():
+    subnormal = torch.finfo(torch.float32).smallest_normal / 8
+    results = []
+    for flush in (False, True):
+        param = torch.nn.Parameter(torch.full((100_000,), subnormal))
+        param.grad = torch.full((100_000,), subnormal)
+        optimizer = fusedopt.SGD([param], lr=0.5)
+        supported = torch.set_flush_denormal(flush)
+        try:
+            optimizer.step()
+        finally:
+            torch.set_flush_denormal(False)
+        results.append(bits(param))
+    if not supported:
+        pytest.skip("this CPU has no flush-to-zero mode")
+    assert results[0].all()
+    assert np.array_equal(results[0], results[1])
+
+
+def test_isa_context_selects():
+    for name in ISAS:
+        with isa(name):
+            assert fusedopt._native.selected_isa() == name

@@ -1,0 +1,266 @@
+"""A step that cannot be done raises torch's kind of exception, says where, and changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import snapshot
+
+import fusedopt
+from fusedopt.cases import CASES, ROWS
+
+
+def spoil_grad(grad):
+    def spoil(optimizer, param):
+        # Behind .grad's own checks, as a hook or another library might.
+        param.grad = None
+        param.grad = grad(param)
+
+    return spoil
+
+
+def spoil_data(value):
+    def spoil(optimizer, param):
+        grad = param.grad
+        param.grad = None
+        param.data = value(param)
+        if grad is not None:
+            param.grad = torch.ones_like(param)
+
+    return spoil
+
+
+def spoil_option(**options):
+    def spoil(optimizer, param):
+        optimizer.param_groups[1].update(options)
+
+    return spoil
+
+
+def spoil_state(name, value):
+    def spoil(optimizer, param):
+        optimizer.state[param][name] = value(optimizer.state[param].get(name))
+
+    return spoil
+
+
+def remove_state(name):
+    def spoil(optimizer, param):
+        del optimizer.state[param][name]
+
+    return spoil
+
+
+def remove_option(name):
+    def spoil(optimizer, param):
+        del optimizer.param_groups[1][name]
+
+    return spoil
+
+
+HERE = "parameter group 1, parameter 2"
+GROUP = "parameter group 1"
+
+REFUSALS = {
+    "sparse gradient": (spoil_grad(lambda p: torch.ones_like(p).to_sparse()), RuntimeError,
+                        f"{HERE}.*gradient is sparse"),
+    "overlapping parameter": (spoil_data(lambda p: torch.ones(1).expand(p.shape)), RuntimeError,
+                              f"{HERE}.*share memory"),
+    "negative lr": (spoil_option(lr=-1.0), ValueError, f"{GROUP}: invalid lr: -1.0"),
+    "NaN lr": (spoil_option(lr=float("nan")), ValueError, f"{GROUP}: invalid lr: nan"),
+    "negative tensor lr": (spoil_option(lr=torch.tensor(-1.0)), ValueError,
+                           f"{GROUP}: invalid lr"),
+    "lr of the wrong type": (spoil_option(lr="fast"), TypeError, f"{GROUP}: invalid lr: 'fast'"),
+    "lr missing": (remove_option("lr"), KeyError, f"{GROUP}: option 'lr' is missing"),
+    "beta of 1": (spoil_option(betas=(0.9, 1.0)), ValueError,
+                  rf"{GROUP}: invalid betas\[1\]: 1.0"),
+    "negative beta": (spoil_option(betas=(-0.1, 0.9)), ValueError,
+                      rf"{GROUP}: invalid betas\[0\]: -0.1"),
+    "negative eps": (spoil_option(eps=-1e-8), ValueError, f"{GROUP}: invalid eps"),
+    "negative weight decay": (spoil_option(weight_decay=-0.1), ValueError,
+                              f"{GROUP}: invalid weight_decay"),
+    "capturable on the CPU": (spoil_option(capturable=True), AssertionError,
+                              f"{HERE.replace('2', '0')}.*capturable"),
+    "params not a list": (spoil_option(params=()), TypeError, f"{GROUP}: 'params'"),
+    "state of another shape": (spoil_state("exp_avg", lambda s: torch.zeros(3)), RuntimeError,
+                               rf"{HERE}: exp_avg has shape \(3,\)"),
+    "state of another dtype": (spoil_state("exp_avg", lambda s: s.double()), RuntimeError,
+                               f"{HERE}: exp_avg has dtype float64"),
+    "state of integers": (spoil_state("exp_avg", lambda s: s.int()), RuntimeError,
+                          f"{HERE}: exp_avg has an unsupported dtype"),
+    "state not a tensor": (spoil_state("exp_avg_sq", lambda s: 0.0), TypeError,
+                           f"{HERE}: state 'exp_avg_sq' must be a tensor"),
+    "state overlapping": (spoil_state("exp_avg", lambda s: torch.zeros(1).expand(s.shape)),
+                          RuntimeError, f"{HERE}: exp_avg has elements that share memory"),
+    "state missing": (remove_state("exp_avg"), KeyError, f"{HERE}: its state has no 'exp_avg'"),
+    "step missing": (remove_state("step"), KeyError, f"{HERE}: its state has no 'step'"),
+    "step a vector": (spoil_state("step", lambda s: torch.zeros(2)), RuntimeError,
+                      f"{HERE}: state 'step' must be one number"),
+    "step negative": (spoil_state("step", lambda s: torch.tensor(-1.0)), ValueError,
+                      f"{HERE}: state 'step' is not a count"),
+    "step a fraction": (spoil_state("step", lambda s: torch.tensor(1.5)), ValueError,
+                        f"{HERE}: state 'step' is not a count"),
+    "step NaN": (spoil_state("step", lambda s: torch.tensor(float("nan"))), ValueError,
+                 f"{HERE}: state 'step' is not a count"),
+}  # fmt: skip
+
+
+def two_groups(optimizer_class=fusedopt.Adam, steps=2, **options):
+    torch.manual_seed(0)
+    groups = [{"params": [torch.nn.Parameter(torch.randn(4, 5)) for _ in range(4)]}
+              for _ in range(2)]  # fmt: skip
+    optimizer = optimizer_class(groups, **options)
+    for _ in range(steps):
+        for group in groups:
+            for param in group["params"]:
+                param.grad = torch.randn(4, 5)
+        optimizer.step()
+    return optimizer
+
+
+# Before the first step there is no state to spoil.
+TRIALS = [(name, steps) for name in REFUSALS for steps in (0, 2)
+          if steps or not name.startswith(("state", "step"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "steps"), TRIALS)
+def test_refused_step_changes_nothing(name, steps):
+    spoil, exception, message = REFUSALS[name]
+    optimizer = two_groups(steps=steps)
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones(4, 5)
+    param = optimizer.param_groups[1]["params"][2]
+    spoil(optimizer, param)
+    before = snapshot(optimizer)
+    with pytest.raises(exception, match=message):
+        optimizer.step()
+    assert snapshot(optimizer) == before
+    assert len(optimizer.state) == (8 if steps else 0)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_optimizer_refuses_before_it_writes(row):
+    """The last of all parameters is the bad one; state is new, so none may be left behind."""
+    options = max((c.options for c in CASES if c.row is row), key=len)
+    optimizer = two_groups(row.optimizer, steps=0, **options)
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones(4, 5)
+    bad = optimizer.param_groups[1]["params"][3]
+    bad.grad = torch.ones(4, 5).to_sparse()
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="parameter group 1, parameter 3: the gradient is sparse"):
+        optimizer.step()
+    assert snapshot(optimizer) == before
+    bad.grad = torch.ones(4, 5)
+    optimizer.step()
+    assert snapshot(optimizer) != before
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.complex64, torch.complex128, torch.complex32], ids=str
+)
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_complex_parameters_are_refused(dtype):
+    param = torch.nn.Parameter(torch.zeros(3, dtype=dtype))
+    param.grad = torch.zeros(3, dtype=dtype)
+    with pytest.raises(RuntimeError, match="group 0, parameter 0.*complex"):
+        fusedopt.SGD([param]).step()
+
+
+def test_integer_parameters_are_refused_only_with_a_gradient():
+    frozen = torch.nn.Parameter(torch.zeros(3, dtype=torch.int32), requires_grad=False)
+    live = torch.nn.Parameter(torch.ones(3))
+    live.grad = torch.ones(3)
+    optimizer = fusedopt.SGD([frozen, live], lr=0.5)
+    optimizer.step()
+    assert torch.equal(live, torch.full((3,), 0.5))
+    frozen.grad = torch.zeros(3, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="group 0, parameter 0.*integer"):
+        optimizer.step()
+    assert torch.equal(live, torch.full((3,), 0.5))
+
+
+def test_device_without_an_engine_is_refused():
+    live, meta = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3, device="meta"))
+    live.grad, meta.grad = torch.ones(3), torch.ones(3, device="meta")
+    with pytest.raises(NotImplementedError, match="group 0, parameter 1.*meta"):
+        fusedopt.SGD([live, meta], lr=0.5).step()
+    assert torch.equal(live, torch.ones(3))
+
+
+def test_name_of_the_parameter_is_in_the_message():
+    model = torch.nn.Linear(2, 2)
+    optimizer = fusedopt.Adam(model.named_parameters())
+    model.weight.grad = torch.ones(2, 2)
+    model.bias.grad = torch.ones(2).to_sparse()
+    with pytest.raises(RuntimeError, match=r"parameter group 0, parameter 1 \('bias'\)"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_differentiable_is_not_supported(row):
+    params = [torch.nn.Parameter(torch.zeros(2))]
+    with pytest.raises(NotImplementedError, match="differentiable"):
+        row.optimizer(params, differentiable=True)
+    optimizer = row.optimizer(params)
+    with pytest.raises(NotImplementedError, match="parameter group 1.*differentiable"):
+        optimizer.add_param_group(
+            {"params": [torch.nn.Parameter(torch.zeros(2))], "differentiable": True}
+        )
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("option", ["lr", "weight_decay"])
+def test_constructor_refuses_negative_options(row, option):
+    with pytest.raises(ValueError, match="Invalid"):
+        row.optimizer([torch.nn.Parameter(torch.zeros(2))], **{option: -1.0})
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.torch_optimizer], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "options",
+    [{"lr": -1.0}, {"eps": -1.0}, {"betas": (1.0, 0.5)}, {"betas": (0.5, -0.1)}, {"rho": 1.1},
+     {"momentum": -1.0}, {"alpha": -1.0}, {"lr_decay": -1.0}, {"nesterov": True},
+     {"initial_accumulator_value": -1.0}, {"lr": torch.tensor([0.1, 0.2])}, {"unknown": 1}],
+    ids=str,
+)  # fmt: skip
+def test_constructor_errors_are_torchs(row, options):
+    params = [torch.nn.Parameter(torch.zeros(2))]
+    try:
+        row.torch_optimizer(params, **options)
+    except Exception as error:
+        with pytest.raises(type(error)) as ours:
+            row.optimizer(params, **options)
+        if not isinstance(error, TypeError):
+            assert str(ours.value) == str(error)
+    else:
+        row.optimizer(params, **options)
+
+
+def test_negated_parameter_is_refused():
+    param = torch._neg_view(torch.ones(3)).requires_grad_()
+    with pytest.raises(ValueError, match="parameter group 0, parameter 0: is a negated view"):
+        fusedopt.SGD([param])
+
+
+def test_wrapper_subclass_is_refused():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    param = torch.nn.Parameter(TwoTensor(torch.ones(3), torch.ones(3)))
+    param.grad = TwoTensor(torch.ones(3), torch.ones(3))
+    with pytest.raises(TypeError, match="TwoTensor"):
+        fusedopt.SGD([param]).step()
+
+
+def test_subclass_over_plain_memory_is_stepped():
+    class Named(torch.nn.Parameter):
+        pass
+
+    param = Named(torch.ones(3))
+    param.grad = torch.ones(3)
+    fusedopt.SGD([param], lr=0.5).step()
+    assert np.array_equal(param.detach().numpy(), [0.5, 0.5, 0.5])
