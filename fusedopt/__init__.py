@@ -11,7 +11,7 @@ from importlib.metadata import version as _version
 
 import torch
 
-# In the root of a checkout this file is found before the installed package, which has the extension.
+# In the root of a checkout this file is found before the installed package with the extension.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
 from fusedopt import _native

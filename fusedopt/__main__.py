@@ -12,9 +12,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in {"rich", "typer"}:
             raise
-        sys.exit(
-            f"The command line needs the package {error.name}: pip install 'fusedopt[cli]'"
-        )
+        sys.exit(f"The command line needs the package {error.name}: pip install 'fusedopt[cli]'")
     app(prog_name="fusedopt")
 
 

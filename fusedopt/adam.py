@@ -10,7 +10,7 @@ class Adam(FusedOptimizer, torch.optim.Adam):
 
     .. code-block:: text
 
-        grad = grad + weight_decay * param                  (decoupled: param * (1 - lr * weight_decay))
+        grad = grad + weight_decay * param;  decoupled: param = param * (1 - lr * weight_decay)
         exp_avg = beta1 * exp_avg + (1 - beta1) * grad
         exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad^2
         amsgrad: max_exp_avg_sq = max(max_exp_avg_sq, exp_avg_sq), which replaces exp_avg_sq below

@@ -60,7 +60,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, torch.Tensor) else value
 
 
-_ADAM = (
+_ADAM: tuple[dict[str, Any], ...] = (
     {},
     {"lr": 0.03, "betas": (0.8, 0.95), "eps": 1e-3},
     {"betas": (0.3, 0.4)},

@@ -113,11 +113,11 @@ class Nesterov(Momentum):
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         if self._is_at_iterate:
-            raise RuntimeError("step() inside at_iterate(): the parameters are not where the "
-                               "gradient has to be taken")
+            raise RuntimeError(
+                "step() inside at_iterate(): the parameters are not where the "
+                "gradient has to be taken"
+            )
         return super()._step(closure)
-
-    _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     @contextlib.contextmanager
     def at_iterate(self) -> Iterator[None]:

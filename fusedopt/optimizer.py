@@ -82,9 +82,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         _native.step(self._rule, self.param_groups, self.state, self._create_state)
         return loss
 
-    _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
+    @torch.optim.Optimizer.profile_hook_step
+    def _observed_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        return self._step(closure)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient.
 
         Args:
@@ -117,7 +119,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             or self._optimizer_step_post_hooks
             or torch_optimizer._global_optimizer_pre_hooks
             or torch_optimizer._global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
+            or torch._C._autograd._profiler_enabled()
         )
 
     @property

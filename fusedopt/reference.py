@@ -154,9 +154,9 @@ def nesterov(
     weight_decay: float = 0.0,
     maximize: bool = False,
 ) -> tuple[Array, State]:
-    """Nesterov's accelerated gradient. ``param`` is the lookahead point ``x + momentum * velocity``.
+    """Nesterov's accelerated gradient.
 
-    With ``velocity' = momentum * velocity - lr * grad`` and ``x' = x + velocity'`` the next
+    ``param`` is the lookahead point ``x + momentum * velocity``, where the gradient is taken. With ``velocity' = momentum * velocity - lr * grad`` and ``x' = x + velocity'`` the next
     lookahead point is ``x' + momentum * velocity' = param + (momentum * velocity' - lr * grad)``.
 
     Nesterov: A method of solving a convex programming problem with convergence rate O(1/k^2), 1983;

@@ -88,9 +88,9 @@ def gradients(size: int, dtype: torch.dtype, generator: np.random.Generator) -> 
     info = torch.finfo(dtype)
     lowest = max(-20.0, float(np.log10(info.smallest_normal)) - 1)
     highest = min(20.0, float(np.log10(info.max)))
+    tiny = info.smallest_normal
     special = np.array(
-        [0.0, -0.0, np.inf, -np.inf, np.nan, info.max, -info.max]
-        + [info.smallest_normal, -info.smallest_normal / 2, info.smallest_normal * info.eps]
+        [0.0, -0.0, np.inf, -np.inf, np.nan, info.max, -info.max, tiny, -tiny / 2, tiny * info.eps]
     )
     grad = generator.standard_normal(size)
     signs = generator.choice([-1.0, 1.0], size)
@@ -175,7 +175,7 @@ class _Trajectory:
 
     def __init__(self, case: Case, initial: Sequence[torch.Tensor]) -> None:
         self.params = [torch.nn.Parameter(tensor.clone()) for tensor in initial]
-        self.optimizer = case.row.optimizer(self.params, **case.options)  # type: ignore[call-arg]
+        self.optimizer = case.row.optimizer(self.params, **case.options)
 
     def step(self, grads: Sequence[torch.Tensor]) -> None:
         for param, grad in zip(self.params, grads, strict=True):
@@ -300,8 +300,10 @@ def print_verification() -> int:
     console.print(table)
     for result in results:
         if result.mismatches:
-            console.print(f"first mismatch of {result.rule}, {result.dtype}, {result.isa}: "
-                          f"{result.first_mismatch}")
+            console.print(
+                f"first mismatch of {result.rule}, {result.dtype}, {result.isa}: "
+                f"{result.first_mismatch}"
+            )
     mismatches = sum(result.mismatches for result in results)
     console.print(
         f"{len(results)} combinations of rule, dtype and instruction set, thread counts "

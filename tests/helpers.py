@@ -47,8 +47,12 @@ def snapshot(optimizer: torch.optim.Optimizer) -> dict:
                 entry["param"] = bits(param).tobytes()
             for name, value in optimizer.state.get(param, {}).items():
                 if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-                    entry[name] = (str(value.dtype), value.numpy().tobytes() if value.dtype not in
-                                   (torch.bfloat16,) else bits(value).tobytes())
+                    entry[name] = (
+                        str(value.dtype),
+                        value.numpy().tobytes()
+                        if value.dtype not in (torch.bfloat16,)
+                        else bits(value).tobytes(),
+                    )
                 else:
                     entry[name] = repr(value)
             result[g, i] = entry

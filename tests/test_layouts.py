@@ -144,7 +144,7 @@ def test_overlapping_parameter_is_refused():
         param = torch.nn.Parameter(overlapping)
         param.grad = torch.ones(overlapping.shape)
         before = base.clone()
-        with pytest.raises(RuntimeError, match="group 0, parameter 0.*share memory"):
+        with pytest.raises(RuntimeError, match=r"group 0, parameter 0.*share memory"):
             fusedopt.SGD([param], lr=1.0).step()
         assert torch.equal(base, before)
 

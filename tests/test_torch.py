@@ -213,7 +213,9 @@ def test_states_are_found_in_any_order():
     optimizer.step()
     for i, param in enumerate(params):
         expected = 2.0 if i not in (0, 4) else 1.0
-        assert torch.equal(optimizer.state[param]["momentum_buffer"], expected * torch.full((2,), float(i)))
+        assert torch.equal(
+            optimizer.state[param]["momentum_buffer"], expected * torch.full((2,), float(i))
+        )
 
 
 def test_options_switched_on_in_mid_training_get_their_state():
@@ -223,7 +225,9 @@ def test_options_switched_on_in_mid_training_get_their_state():
     optimizer.step()
     optimizer.param_groups[0]["amsgrad"] = True
     optimizer.step()
-    assert torch.equal(optimizer.state[param]["max_exp_avg_sq"], optimizer.state[param]["exp_avg_sq"])
+    assert torch.equal(
+        optimizer.state[param]["max_exp_avg_sq"], optimizer.state[param]["exp_avg_sq"]
+    )
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -12,9 +12,7 @@ import pytest
 from fusedopt import _native
 from fusedopt.cases import ROWS
 
-pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64", reason="reads x86-64 instructions"
-)
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 instructions")
 
 ARITHMETIC = re.compile(r"v?(add|sub|mul|div|sqrt|max)p[sd]$")
 CONVERSION = {
@@ -95,8 +93,7 @@ def test_conversions_are_vectorised(functions, conversion):
         if "float16" in conversion and "bfloat16" not in conversion and isa == "baseline":
             continue  # SSE2 has no conversion of float16
         assert any(
-            CONVERSION[conversion].match(op) and REGISTERS[isa] in operands
-            for op, operands in body
+            CONVERSION[conversion].match(op) and REGISTERS[isa] in operands for op, operands in body
         ), f"{conversion}, {isa}"
 
 

@@ -11,9 +11,8 @@ constexpr int kNoIndex = -1;
                          const char* requirement) {
   const std::string label =
       index == kNoIndex ? name : std::string(name) + "[" + std::to_string(index) + "]";
-  throw Refusal(kind, "invalid " + label + ": " +
-                          py::repr(py::handle(value)).cast<std::string>() + " (must be " +
-                          requirement + ")");
+  throw Refusal(kind, "invalid " + label + ": " + py::repr(py::handle(value)).cast<std::string>() +
+                          " (must be " + requirement + ")");
 }
 
 double to_number(PyObject* value, const char* name, int index = kNoIndex) {

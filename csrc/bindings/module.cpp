@@ -109,9 +109,10 @@ PYBIND11_MODULE(_native, m) {
         torch_tensors().attach(torch, local_tensor);
       },
       py::arg("torch"), py::arg("local_tensor"));
-  m.def("step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
-        py::arg("create_state"),
-        "Updates every parameter of all groups that has a gradient, or raises and changes nothing.");
+  m.def(
+      "step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
+      py::arg("create_state"),
+      "Updates every parameter of all groups that has a gradient, or raises and changes nothing.");
   m.def("available_isas", &available_isas);
   m.def("selected_isa", [] { return cpu::selected_isa().isa; });
   m.def("select_isa", &select_isa, py::arg("name"));

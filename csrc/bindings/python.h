@@ -16,7 +16,9 @@ inline py::object take(PyObject* result) {
 }
 
 // An interned string that lives as long as the process.
-inline PyObject* intern(const char* name) { return take(PyUnicode_InternFromString(name)).release().ptr(); }
+inline PyObject* intern(const char* name) {
+  return take(PyUnicode_InternFromString(name)).release().ptr();
+}
 
 // dict[key], borrowed; null where it is missing.
 inline PyObject* find_item(PyObject* dict, PyObject* key) {

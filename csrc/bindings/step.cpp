@@ -16,9 +16,7 @@ PyObject* const kCapturableKey = intern("capturable");
 PyObject* const kGradName = intern("grad");
 PyObject* const kStepKey = intern("step");
 
-std::string to_string(PyObject* object) {
-  return py::str(py::handle(object)).cast<std::string>();
-}
+std::string to_string(PyObject* object) { return py::str(py::handle(object)).cast<std::string>(); }
 
 PyObject* require_list(PyObject* object, const char* what) {
   if (!PyList_Check(object)) {
@@ -94,8 +92,7 @@ void Step::gather_group(PyObject* group) {
   require_list(params, "'params'");
   for (param_index_ = 0; param_index_ < PyList_GET_SIZE(params); ++param_index_) {
     PyObject* param = memory_.keep.share(PyList_GET_ITEM(params, param_index_));
-    PyObject* grad =
-        memory_.keep.steal(take(PyObject_GetAttr(param, kGradName)).release().ptr());
+    PyObject* grad = memory_.keep.steal(take(PyObject_GetAttr(param, kGradName)).release().ptr());
     if (grad == Py_None) {
       pass_states_of(param);
     } else {
@@ -152,10 +149,9 @@ void Step::gather_param(PyObject* param, PyObject* grad) {
 
 void Step::check_device(PyObject* param, const Device& device) const {
   if (device.type != DeviceType::kCpu) {
-    throw Refusal(Refusal::kNotImplemented,
-                  "the parameter is on device " +
-                      to_string(py::handle(param).attr("device").ptr()) +
-                      ", for which fusedopt was built without an engine");
+    throw Refusal(Refusal::kNotImplemented, "the parameter is on device " +
+                                                to_string(py::handle(param).attr("device").ptr()) +
+                                                ", for which fusedopt was built without an engine");
   }
   if (options_.capturable) {
     throw Refusal(Refusal::kAssertion,
@@ -232,9 +228,8 @@ Step::StepCount Step::read_step_count(PyObject* tensor) {
   if (numel != 1 || described.device.device_type != kDLCPU) {
     throw Refusal(Refusal::kRuntime, "state 'step' must be one number on the CPU");
   }
-  const bool known = with_count_type(described.dtype, [&](auto type) {
-    count.value = load_count<decltype(type)>(count.data);
-  });
+  const bool known = with_count_type(
+      described.dtype, [&](auto type) { count.value = load_count<decltype(type)>(count.data); });
   if (!known || count.value < 0) {
     throw Refusal(Refusal::kValue, "state 'step' is not a count: " + to_string(tensor));
   }
@@ -275,9 +270,8 @@ void Step::publish_new_states() {
 
 void Step::count_steps() {
   for (const StepCount& count : step_counts_) {
-    with_count_type(count.dtype, [&](auto type) {
-      store_count<decltype(type)>(count.data, count.value);
-    });
+    with_count_type(count.dtype,
+                    [&](auto type) { store_count<decltype(type)>(count.data, count.value); });
   }
 }
 

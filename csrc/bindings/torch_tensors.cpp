@@ -67,9 +67,9 @@ void TorchTensors::refuse(PyObject* tensor, const char* what) const {
   const py::handle object(tensor);
   const std::string name(what);
   if (!object.attr("layout").equal(py::module_::import("torch").attr("strided"))) {
-    throw Refusal(Refusal::kRuntime,
-                  name + " is sparse (" + py::str(object.attr("layout")).cast<std::string>() +
-                      "); sparse tensors are not supported");
+    throw Refusal(Refusal::kRuntime, name + " is sparse (" +
+                                         py::str(object.attr("layout")).cast<std::string>() +
+                                         "); sparse tensors are not supported");
   }
   throw Refusal(Refusal::kNotImplemented,
                 name + " of type " + py::str(object.attr("dtype")).cast<std::string>() +

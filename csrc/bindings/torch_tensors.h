@@ -21,7 +21,8 @@ class TorchTensors {
   DLTensor describe(PyObject* tensor, const char* what, KeepAlive& keep) const;
 
   bool is_tensor(PyObject* object) const;
-  bool is_negated_view(PyObject* tensor) const;  // its values are those in memory with the sign flipped
+  bool is_negated_view(
+      PyObject* tensor) const;  // its values are those in memory with the sign flipped
   int num_threads() const;
   void increment_versions(const py::object& list) const;
 

@@ -9,8 +9,8 @@
 
 namespace fusedopt {
 
-// IEEE 754's default for this thread, for as long as it lives: rounding to nearest, subnormals kept. On x86-64 the one register that
-// matters, because fesetenv takes longer than a small step.
+// IEEE 754's default for this thread, for as long as it lives: rounding to nearest, subnormals
+// kept. On x86-64 the one register that matters, because fesetenv takes longer than a small step.
 class IeeeEnvironment {
  public:
 #if defined(__x86_64__)

@@ -82,8 +82,8 @@ void validate(const Operands& operands, const OperandNames& names) {
     const TensorView& operand = *operands[k];
     if (operand.device != param.device) refuse(names[k], "is on another device than the parameter");
     if (operand.dtype != param.dtype) {
-      refuse(names[k], std::string("has dtype ") + name_of(operand.dtype) +
-                           ", the parameter has " + name_of(param.dtype));
+      refuse(names[k], std::string("has dtype ") + name_of(operand.dtype) + ", the parameter has " +
+                           name_of(param.dtype));
     }
     if (!same_sizes(operand, param)) {
       refuse(names[k], "has shape " + shape_of(operand) + ", the parameter has " + shape_of(param));

@@ -30,9 +30,9 @@ Cut UpdateList::cut(int64_t part, int64_t parts) const {
   if (part >= parts) return {updates_.size(), 0};
   // Not numel * part / parts, which could overflow.
   const int64_t position = numel_ / parts * part + numel_ % parts * part / parts;
-  const auto after = std::upper_bound(
-      updates_.begin(), updates_.end(), position,
-      [](int64_t value, const Update& update) { return value < update.first; });
+  const auto after =
+      std::upper_bound(updates_.begin(), updates_.end(), position,
+                       [](int64_t value, const Update& update) { return value < update.first; });
   if (after == updates_.begin()) return {};
   const auto update = after - 1;
   const int64_t element = (position - update->first) / kCutAlignment * kCutAlignment;

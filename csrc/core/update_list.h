@@ -16,14 +16,14 @@ namespace fusedopt {
 struct Update {
   std::array<void*, kMaxOperands> data{};  // null where the variant does not use the operand
   std::array<DType, kMaxOperands> dtypes{};
-  bool in_double = false;    // the type of the arithmetic
-  bool direct = true;        // one run of that type in every operand: no staging
-  uint16_t variant = 0;      // options resolved outside the element loop
-  uint32_t scalars = 0;      // position in UpdateList::scalars
-  uint32_t first_dim = 0;    // position in UpdateList::dims
-  uint32_t dim_count = 0;    // 0: one run
+  bool in_double = false;  // the type of the arithmetic
+  bool direct = true;      // one run of that type in every operand: no staging
+  uint16_t variant = 0;    // options resolved outside the element loop
+  uint32_t scalars = 0;    // position in UpdateList::scalars
+  uint32_t first_dim = 0;  // position in UpdateList::dims
+  uint32_t dim_count = 0;  // 0: one run
   int64_t numel = 0;
-  int64_t first = 0;         // position of its first element in the list of all elements
+  int64_t first = 0;  // position of its first element in the list of all elements
 };
 
 // A place in the list of all elements.

@@ -70,9 +70,9 @@ void select_isa(const std::string& name) {
     }
     names += (names.empty() ? "" : ", ") + std::string(table->isa);
   }
-  throw Refusal(Refusal::kValue,
-                "instruction set '" + name + "' is unknown or not available on this CPU; " +
-                    "available: " + names);
+  throw Refusal(Refusal::kValue, "instruction set '" + name +
+                                     "' is unknown or not available on this CPU; " +
+                                     "available: " + names);
 }
 
 }  // namespace fusedopt::cpu

@@ -13,8 +13,7 @@ namespace fusedopt {
 struct Adam {
   static constexpr const char* kName = "adam";
   static constexpr bool kCountsSteps = true;
-  static constexpr std::array<const char*, 3> kStates = {"exp_avg", "exp_avg_sq",
-                                                         "max_exp_avg_sq"};
+  static constexpr std::array<const char*, 3> kStates = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
 
   enum : unsigned { kAmsgrad = 1, kVariants = 2 };
 

@@ -27,7 +27,6 @@ struct RuleList {
   }
 };
 
-using AllRules =
-    RuleList<Sgd, Momentum, Nesterov, Adagrad, Rmsprop, Adadelta, Adam, Touch>;
+using AllRules = RuleList<Sgd, Momentum, Nesterov, Adagrad, Rmsprop, Adadelta, Adam, Touch>;
 
 }  // namespace fusedopt

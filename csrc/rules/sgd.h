@@ -53,9 +53,8 @@ struct Sgd {
   template <unsigned variant, class T>
   FUSEDOPT_FN static void update(T& param, T grad, T& momentum_buffer, const Scalars<T>& s) {
     if constexpr (variant & kMomentum) {
-      momentum_buffer = (variant & kFresh)
-                            ? grad
-                            : s.momentum * momentum_buffer + s.one_minus_dampening * grad;
+      momentum_buffer =
+          (variant & kFresh) ? grad : s.momentum * momentum_buffer + s.one_minus_dampening * grad;
       grad = (variant & kNesterov) ? grad + s.momentum * momentum_buffer : momentum_buffer;
     }
     param = param - s.lr * grad;

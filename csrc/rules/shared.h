@@ -37,8 +37,7 @@ FUSEDOPT_FN SharedScalars<T> derive_shared(const SharedHyper& hyper) {
   return {
       .grad_scale = T(hyper.maximize ? -1.0 : 1.0),
       .weight_decay = T(hyper.weight_decay),
-      .param_scale =
-          T(hyper.decoupled_weight_decay ? 1.0 - hyper.lr * hyper.weight_decay : 1.0),
+      .param_scale = T(hyper.decoupled_weight_decay ? 1.0 - hyper.lr * hyper.weight_decay : 1.0),
   };
 }
 
