@@ -156,8 +156,9 @@ def nesterov(
 ) -> tuple[Array, State]:
     """Nesterov's accelerated gradient.
 
-    ``param`` is the lookahead point ``x + momentum * velocity``, where the gradient is taken. With ``velocity' = momentum * velocity - lr * grad`` and ``x' = x + velocity'`` the next
-    lookahead point is ``x' + momentum * velocity' = param + (momentum * velocity' - lr * grad)``.
+    ``param`` is the lookahead point ``x + momentum * velocity``, where the gradient is taken. With
+    ``velocity' = momentum * velocity - lr * grad`` and ``x' = x + velocity'`` the next one is
+    ``x' + momentum * velocity' = param + (momentum * velocity' - lr * grad)``.
 
     Nesterov: A method of solving a convex programming problem with convergence rate O(1/k^2), 1983;
     Sutskever et al., ICML 2013, equations 3 and 4.

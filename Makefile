@@ -1,0 +1,70 @@
+# The two commands of the README are `make bench` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc cmake fusedopt benchmarks -type f -not -path '*/__pycache__/*' \
+                        -not -path '*/results/*')
+CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
+
+.PHONY: help install bench bench-full test lint format neon-check clean
+
+help:
+	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
+	@echo "make bench-full  the whole benchmark, into benchmarks/results/local.json"
+	@echo "make test        build and run the tests"
+	@echo "make lint        check formatting, lint and types"
+	@echo "make format      format everything"
+	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Built with all warnings as errors; a user's `pip install .` is not.
+$(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		--config-settings=cmake.define.FUSEDOPT_WERROR=ON '.[test]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed
+
+bench: install
+	$(BIN)/fusedopt verify
+	$(BIN)/fusedopt bench --quick
+
+bench-full: install
+	$(BIN)/fusedopt bench --json benchmarks/results/local.json
+
+test: install
+	$(BIN)/pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+# Needs g++-aarch64-linux-gnu and qemu-user-static.
+CHECKSUM_SOURCES := csrc/cpu/kernels.cpp csrc/core/update_list.cpp csrc/core/layout.cpp \
+                    tests/native/checksums.cpp
+CHECKSUM_FLAGS := -std=c++20 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Icsrc
+neon-check:
+	mkdir -p build
+	g++ $(CHECKSUM_FLAGS) -DFUSEDOPT_ISA=baseline $(CHECKSUM_SOURCES) -o build/checksums
+	aarch64-linux-gnu-g++ -static $(CHECKSUM_FLAGS) -DFUSEDOPT_ISA=neon $(CHECKSUM_SOURCES) \
+		-o build/checksums_neon
+	build/checksums > build/checksums.txt
+	qemu-aarch64-static build/checksums_neon | diff - build/checksums.txt
+	@echo "$$(wc -l < build/checksums.txt) checksums are the same"
+
+clean:
+	rm -rf build dist $(VENV)
