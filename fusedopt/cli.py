@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
+from typer import Option
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Optimizer steps for PyTorch.")
 
@@ -21,3 +25,21 @@ def verify() -> None:
     from fusedopt.verify import print_verification
 
     raise typer.Exit(code=1 if print_verification() else 0)
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, Option("--quick", help="About a minute on two cores.")] = False,
+    only: Annotated[list[str] | None, Option(help="A workload; repeat for more.")] = None,
+    optimizer: Annotated[list[str] | None, Option(help="An optimizer; repeat for more.")] = None,
+    threads: Annotated[int | None, Option(min=1, help="Threads of both sides.")] = None,
+    dtype: Annotated[str, Option(help="float32, float64, bfloat16 or float16.")] = "float32",
+    json: Annotated[Path | None, Option(help="Write every measurement to this file.")] = None,
+) -> None:
+    """Time a step beside torch's implementations and beside a kernel that only moves memory."""
+    from fusedopt.benchmarks.run import UnknownNameError, run
+
+    try:
+        run(quick, only or (), optimizer or (), threads, dtype, json)
+    except UnknownNameError as error:
+        raise typer.BadParameter(str(error)) from None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import ISAS
 
 from fusedopt.verify import isa, threads
+from helpers import ISAS
 
 
 @pytest.fixture(params=ISAS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import ISAS, bits
 
 import fusedopt
 from fusedopt import reference
@@ -19,6 +18,7 @@ from fusedopt.verify import (
     to_array,
     verify_case,
 )
+from helpers import ISAS, bits
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers import Guarded, bits
 
 import fusedopt
 from fusedopt.verify import threads
+from helpers import Guarded, bits
 
 SHAPE = (6, 5, 4, 7)
 

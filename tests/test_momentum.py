@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import bits
 
 import fusedopt
+from helpers import bits
 
 
 def quadratic():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import snapshot
 
 import fusedopt
 from fusedopt.cases import CASES, ROWS
+from helpers import snapshot
 
 
 def spoil_grad(grad):

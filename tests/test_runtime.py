@@ -11,11 +11,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from helpers import ISAS, bits
 
 import fusedopt
 from fusedopt import _native
 from fusedopt.verify import threads
+from helpers import ISAS, bits
 
 
 def run_python(code, **environment):

@@ -10,10 +10,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers import bits
 
 import fusedopt
 from fusedopt.cases import CASES, ROWS
+from helpers import bits
 
 TORCH_CASES = [case for case in CASES if case.row.torch_optimizer]
 TORCH_ROWS = [row for row in ROWS if row.torch_optimizer]

@@ -1,0 +1,210 @@
+"""The benchmark: what it steps, what it compares and what it reports. Never how long it takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fusedopt.benchmarks import report, table
+from fusedopt.benchmarks import run as bench
+from fusedopt.benchmarks.peers import CONTESTS, OURS, TOUCH, check
+from fusedopt.benchmarks.timing import Settings, Summary, Timing, interleave, ratio
+from fusedopt.benchmarks.touch import Touch
+from fusedopt.benchmarks.workloads import WORKLOADS, Workload
+from fusedopt.cli import app
+
+MINIATURE = Settings(warmup=1, measurement=1e-5, budget=0.0, min_rounds=3, max_rounds=3)
+TINY = Workload("tiny", [[(17,), (5, 3)], [(33,)]])
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "tensors", "elements"),
+    [
+        ("one-64m", 1, 1, 67_108_864),
+        ("gpt2-124m", 1, 148, 124_439_808),
+        ("resnet-50", 1, 161, 25_557_032),
+        ("mlp", 1, 6, 269_322),
+        ("1000x64", 1, 1_000, 64_000),
+        ("3000x3500", 1, 3_000, 10_500_000),
+        ("500-groups", 500, 500, 2_048_000),
+    ],
+)
+def test_workloads_have_the_sizes_of_their_models(name, groups, tensors, elements):
+    workload = WORKLOADS[name]
+    sizes = (len(workload.groups), workload.tensors, workload.elements)
+    assert sizes == (groups, tensors, elements)
+
+
+def test_every_group_has_a_rate_of_its_own_and_no_gradient_is_zero():
+    groups = bench.make_groups(WORKLOADS["500-groups"], torch.float32)
+    assert len({group["lr"] for group in groups}) == 500
+    assert all(param.grad.abs().max() > 0 for group in groups for param in group["params"])
+
+
+@pytest.mark.parametrize("states", range(4))
+def test_touch_moves_the_parameter_and_as_many_states_as_it_says(states):
+    param = torch.arange(1000.0)
+    param.grad = torch.ones(1000)
+    optimizer = Touch([param], states=states)
+    for _ in range(2):
+        optimizer.step()
+    assert torch.equal(param, torch.arange(1000.0) + 2)
+    state = optimizer.state[param]
+    assert list(state) == ["first", "second", "third"][:states]
+    assert all(torch.equal(value, torch.full((1000,), 2.0)) for value in state.values())
+
+
+def test_touch_refuses_a_number_of_states_that_it_does_not_have():
+    with pytest.raises(ValueError, match="number of states: 4"):
+        Touch([torch.zeros(1)], states=4)
+
+
+@pytest.mark.parametrize("name", CONTESTS)
+def test_ideal_bytes_count_the_states_that_there_are(name):
+    param = torch.zeros(100)
+    param.grad = torch.ones(100)
+    optimizer = CONTESTS[name].peers()[OURS]([{"params": [param], "lr": 0.1}])
+    optimizer.step()
+    states = sum(value.shape == param.shape for value in optimizer.state[param].values())
+    assert CONTESTS[name].ideal_bytes(100, 4) == 100 * 4 * (3 + 2 * states)
+
+
+@pytest.mark.parametrize("name", CONTESTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torch_computes_the_same(name, dtype):
+    assert check(CONTESTS[name].peers(), dtype) == {}
+
+
+def test_fused_is_timed_where_torch_has_it():
+    with_fused = {name for name, contest in CONTESTS.items() if "fused" in contest.peers()}
+    assert {"SGD", "Adagrad", "Adam", "AdamW"} <= with_fused
+
+
+def refuses(groups):
+    raise RuntimeError("not on this machine")
+
+
+def test_a_peer_that_computes_something_else_or_raises_is_reported_and_not_timed():
+    peers = CONTESTS["Adam"].peers()
+    peers["foreach"] = partial(torch.optim.Adam, betas=(0.8, 0.999))
+    peers["fused"] = refuses
+    groups = bench.make_groups(TINY, torch.float32)
+    case = bench.measure_case(TINY, "Adam", groups, MINIATURE, lambda *_: None, peers)
+    assert set(case["peers"]) == {OURS, TOUCH, "for-loop"}
+    assert case["fastest_torch"] == "for-loop"
+    assert case["not_timed"] == {
+        "foreach": "computes something else",
+        "fused": "raises RuntimeError: not on this machine",
+    }
+    lines = report.not_timed({"cases": [case]})
+    assert lines[0] == "tiny, Adam: torch foreach computes something else"
+
+
+def test_a_case_without_any_implementation_of_torch_has_no_ratio():
+    peers = {name: CONTESTS["Adam"].peers()[name] for name in (OURS, TOUCH)}
+    groups = bench.make_groups(TINY, torch.float32)
+    case = bench.measure_case(TINY, "Adam", groups, MINIATURE, lambda *_: None, peers)
+    assert case["speedup"] is None
+    assert report.cells(case)[-4:] == ["-", "-", "-", "-"]
+
+
+@pytest.mark.parametrize("dtype", bench.DTYPES)
+def test_a_miniature_run_measures_and_saves_everything(dtype, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "WORKLOADS", {"tiny": TINY})
+    path = tmp_path / "results" / "tiny.json"
+    threads_before = torch.get_num_threads()
+    result = bench.run(
+        optimizers=[*CONTESTS], threads=1, dtype=dtype, json=path, settings=MINIATURE
+    )
+    assert json.loads(path.read_text()) == result
+    assert torch.get_num_threads() == threads_before
+    where = {"date", "machine", "versions", "isa", "environment", "commit"}
+    assert set(result) == where | {"threads", "settings", "cases"}
+    assert set(result["machine"]) == {"processor", "cores", "memory_bytes", "platform"}
+    assert set(result["versions"]) == {"fusedopt", "torch", "numpy", "python", "compiler"}
+    assert result["threads"] == 1
+    assert result["settings"]["dtype"] == dtype
+    assert [case["optimizer"] for case in result["cases"]] == [*CONTESTS]
+    for case in result["cases"]:
+        assert (case["tensors"], case["elements"], case["groups"]) == (3, 65, 2)
+        for timing in case["peers"].values():
+            assert len(timing["seconds"]) == 3
+            assert all(math.isfinite(seconds) and seconds > 0 for seconds in timing["seconds"])
+        for quotient in (case["share_of_touch"], case["speedup"]):
+            assert quotient is None or all(math.isfinite(value) for value in quotient.values())
+    capsys.readouterr()
+    table.main([str(path)])
+    assert capsys.readouterr().out.count("\n| tiny | ") == len(CONTESTS)
+
+
+def test_all_values_stay_finite_over_many_steps():
+    groups = bench.make_groups(TINY, torch.float16)
+    optimizers = [
+        factory([dict(group) for group in groups])
+        for contest in CONTESTS.values()
+        for name, factory in contest.peers().items()
+        if name in (OURS, TOUCH)
+    ]
+    for _ in range(1000):
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(param.isfinite().all() for group in groups for param in group["params"])
+
+
+def test_rounds_are_interleaved_and_their_order_rotates():
+    calls = []
+    steps = {name: partial(calls.append, name) for name in "abc"}
+    settings = Settings(measurement=0.0, budget=0.0, min_rounds=4, max_rounds=4)
+    timings = interleave(steps, settings, lambda *_: None)
+    assert "".join(calls[3:]) == "abc" + "bca" + "cab" + "abc"
+    assert all(len(timing.seconds) == 4 for timing in timings.values())
+
+
+def test_ratios_are_taken_round_by_round():
+    theirs, ours = Timing(1, [2.0, 30.0, 400.0]), Timing(1, [1.0, 10.0, 100.0])
+    assert ratio(theirs, ours) == Summary(3.0, 2.5, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("summary", "tie"),
+    [
+        (Summary(1.02, 1.01, 1.03), True),
+        (Summary(1.1, 0.99, 1.2), True),
+        (Summary(1.1, 1.05, 1.2), False),
+        (Summary(0.9, 0.85, 0.95), False),
+    ],
+)
+def test_a_ratio_within_margin_or_spread_is_a_tie(summary, tie):
+    assert bench.is_tie(summary) is tie
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_adam_runs_on_every_workload_by_default(quick):
+    plan = bench.plan(quick, (), ())
+    assert [workload.name for workload, _ in plan] == list(WORKLOADS)
+    assert all("Adam" in names for _, names in plan)
+    assert {"RMSprop", "Adadelta"} <= {name for _, names in plan for name in names}
+
+
+def test_a_plan_takes_the_names_it_is_given():
+    assert bench.plan(False, ["mlp"], ["AdamW", "SGD"]) == [(WORKLOADS["mlp"], ["AdamW", "SGD"])]
+
+
+@pytest.mark.parametrize("option", ["--only", "--optimizer", "--dtype"])
+def test_an_unknown_name_is_refused(option):
+    outcome = CliRunner().invoke(app, ["bench", option, "nonsense"])
+    assert outcome.exit_code == 2
+    assert "nonsense" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.234e-6, "1.23 us"), (9.999e-4, "1.00 ms"), (0.0567, "56.7 ms"), (2.0, "2.00 s")],
+)
+def test_times_have_three_digits(seconds, text):
+    assert report.format_seconds(seconds) == text
