@@ -60,7 +60,7 @@ class BorrowedMemory {
  public:
   BorrowedMemory() : memory_(spare_ ? std::move(spare_) : std::make_unique<StepMemory>()) {}
   ~BorrowedMemory() {
-    memory_->keep.clear();
+    memory_->clear();
     spare_ = std::move(memory_);
   }
   StepMemory& operator*() { return *memory_; }

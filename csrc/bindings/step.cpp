@@ -57,6 +57,7 @@ bool with_count_type(DLDataType dtype, F f) {
 Step::Step(BoundRule& rule, const TorchTensors& torch, PyObject* state, PyObject* create_state,
            StepMemory& memory)
     : rule_(rule), torch_(torch), state_(state), create_state_(create_state), memory_(memory) {
+  memory_.clear();
   memory_.updates.clear(rule.info.index);
   if (!PyDict_Check(state_)) throw Refusal(Refusal::kType, "optimizer.state must be a dict");
 }
@@ -66,7 +67,8 @@ std::string Step::location() const {
   std::string text = "parameter group " + std::to_string(group_index_);
   if (param_index_ < 0) return text + ": ";
   text += ", parameter " + std::to_string(param_index_);
-  PyObject* names = PyDict_GetItem(group_, kParamNamesKey);
+  PyObject* group = memory_.groups[static_cast<size_t>(group_index_)].group;
+  PyObject* names = PyDict_GetItem(group, kParamNamesKey);
   if (names != nullptr && PyList_Check(names) && param_index_ < PyList_GET_SIZE(names)) {
     text += " ('" + to_string(PyList_GET_ITEM(names, param_index_)) + "')";
   }
@@ -77,74 +79,112 @@ void Step::gather(PyObject* param_groups) {
   const IeeeEnvironment environment;
   require_list(param_groups, "param_groups");
   for (group_index_ = 0; group_index_ < PyList_GET_SIZE(param_groups); ++group_index_) {
-    gather_group(PyList_GET_ITEM(param_groups, group_index_));
+    collect_group(PyList_GET_ITEM(param_groups, group_index_));
+  }
+  for (size_t i = 0; i < memory_.params.size(); ++i) {
+    prefetch_plan(i);
+    add_update(memory_.params[i]);
   }
 }
 
-void Step::gather_group(PyObject* group) {
-  group_ = group;
+void Step::collect_group(PyObject* group) {
   param_index_ = -1;
-  if (!PyDict_Check(group)) throw Refusal(Refusal::kType, "a parameter group must be a dict");
-  read_options(group);
-
+  memory_.groups.push_back(read_group(memory_.keep.share(group)));
   PyObject* params = find_item(group, kParamsKey);
   if (params == nullptr) throw Refusal(Refusal::kKey, "key 'params' is missing");
   require_list(params, "'params'");
   for (param_index_ = 0; param_index_ < PyList_GET_SIZE(params); ++param_index_) {
+    prefetch_param(params, param_index_);
     PyObject* param = memory_.keep.share(PyList_GET_ITEM(params, param_index_));
+    if (!torch_.is_tensor(param)) throw Refusal(Refusal::kType, "is not a tensor");
     PyObject* grad = memory_.keep.steal(take(PyObject_GetAttr(param, kGradName)).release().ptr());
     if (grad == Py_None) {
       pass_states_of(param);
     } else {
-      gather_param(param, grad);
+      collect_param(param, grad);
     }
   }
 }
 
-void Step::read_options(PyObject* group) {
+GroupPlan Step::read_group(PyObject* group) {
+  if (!PyDict_Check(group)) throw Refusal(Refusal::kType, "a parameter group must be a dict");
   GroupOptions options(group, rule_.option_names);
   PyObject* const capturable = find_item(group, kCapturableKey);
-  options_ = {};
-  options_.hyper = rule_.read(options);
-  options_.variant = options_.hyper->variant(false);
-  options_.used_states = rule_.info.used_states(options_.variant);
-  options_.required_states = rule_.info.used_states(kNoOptions);
-  options_.capturable = capturable != nullptr && PyObject_IsTrue(capturable) == 1;
+  GroupPlan plan;
+  plan.group = group;
+  plan.hyper = rule_.read(options);
+  plan.variant = plan.hyper->variant(false);
+  plan.used_states = rule_.info.used_states(plan.variant);
+  plan.required_states = rule_.info.used_states(kNoOptions);
+  plan.capturable = capturable != nullptr && PyObject_IsTrue(capturable) == 1;
+  return plan;
 }
 
-void Step::gather_param(PyObject* param, PyObject* grad) {
+void Step::collect_param(PyObject* param, PyObject* grad) {
+  const GroupPlan& group = current_group();
+  const size_t new_states_before = memory_.new_states.size();
+  ParamPlan plan{.group_index = group_index_, .param_index = param_index_};
+  plan.operands[kParam] = param;
+  plan.operands[kGrad] = resolve_negation(grad);
+  PyObject* const states =
+      rule_.info.counts_steps || group.used_states != 0 ? states_of(param) : nullptr;
+  if (rule_.info.counts_steps) plan.step = state_tensor(param, states, kStepKey, false);
+  for (unsigned s = 0; s < rule_.state_names.size(); ++s) {
+    if (!(group.used_states >> s & 1)) continue;
+    const bool optional = !(group.required_states >> s & 1);
+    plan.operands[kFirstState + s] = state_tensor(param, states, rule_.state_names[s], optional);
+  }
+  plan.fresh = memory_.new_states.size() > new_states_before;
+  memory_.params.push_back(plan);
+}
+
+void Step::prefetch_param(PyObject* params, Py_ssize_t index) const {
+  const Py_ssize_t size = PyList_GET_SIZE(params);
+  if (index + 8 < size) TorchTensors::prefetch_object(PyList_GET_ITEM(params, index + 8));
+  if (index + 4 < size) torch_.prefetch_metadata(PyList_GET_ITEM(params, index + 4));
+}
+
+void Step::prefetch_plan(size_t index) const {
+  const auto& plans = memory_.params;
+  const auto for_each_tensor = [](const ParamPlan& plan, auto prefetch) {
+    if (plan.step != nullptr) prefetch(plan.step);
+    for (PyObject* operand : plan.operands) {
+      if (operand != nullptr) prefetch(operand);
+    }
+  };
+  if (index + 6 < plans.size()) {
+    for_each_tensor(plans[index + 6], [&](PyObject* t) { torch_.prefetch_metadata(t); });
+  }
+  if (index + 3 < plans.size()) {
+    for_each_tensor(plans[index + 3], [&](PyObject* t) { torch_.prefetch_storage(t); });
+  }
+}
+
+void Step::add_update(const ParamPlan& plan) {
+  group_index_ = plan.group_index;
+  param_index_ = plan.param_index;
+  GroupPlan& group = current_group();
   std::array<TensorView, kMaxOperands> views;
   Operands operands{};
-  const auto set_operand = [&](int k, PyObject* tensor) {
-    views[k] = view(tensor, rule_.info.operand_names[k]);
+  for (int k = 0; k < kMaxOperands; ++k) {
+    if (plan.operands[k] == nullptr) continue;
+    views[k] = view(plan.operands[k], rule_.info.operand_names[k]);
     operands[k] = &views[k];
-  };
-  set_operand(kParam, param);
-  check_device(param, views[kParam].device);
-  set_operand(kGrad, resolve_negation(grad));
-
-  PyObject* const states = states_of(param);
-  const size_t new_states_before = new_states_.size();
-  int64_t step = 0;
-  if (rule_.info.counts_steps) {
-    StepCount count = read_step_count(state_tensor(param, states, kStepKey, false));
-    step = ++count.value;
-    step_counts_.push_back(count);
-  }
-  for (unsigned s = 0; s < rule_.state_names.size(); ++s) {
-    if (!(options_.used_states >> s & 1)) continue;
-    const bool optional = !(options_.required_states >> s & 1);
-    set_operand(kFirstState + static_cast<int>(s),
-                state_tensor(param, states, rule_.state_names[s], optional));
+    if (k == kParam) check_device(plan.operands[k], views[k].device);
   }
   validate(operands, rule_.info.operand_names);
+  int64_t step = 0;
+  if (plan.step != nullptr) {
+    StepCount count = read_step_count(plan.step);
+    step = ++count.value;
+    memory_.step_counts.push_back(count);
+  }
 
-  const bool fresh = new_states_.size() > new_states_before;
   Update update;
-  update.variant = static_cast<uint16_t>(fresh ? options_.hyper->variant(true) : options_.variant);
-  update.scalars = scalars_for(step, computes_in_double(views[kParam].dtype));
+  update.variant = static_cast<uint16_t>(plan.fresh ? group.hyper->variant(true) : group.variant);
+  update.scalars = scalars_for(group, step, computes_in_double(views[kParam].dtype));
   memory_.updates.add(update, operands);
-  if (PyList_Append(updated_.ptr(), param) != 0) throw py::error_already_set();
+  if (PyList_Append(updated_.ptr(), plan.operands[kParam]) != 0) throw py::error_already_set();
 }
 
 void Step::check_device(PyObject* param, const Device& device) const {
@@ -153,7 +193,7 @@ void Step::check_device(PyObject* param, const Device& device) const {
                                                 to_string(py::handle(param).attr("device").ptr()) +
                                                 ", for which fusedopt was built without an engine");
   }
-  if (options_.capturable) {
+  if (memory_.groups[static_cast<size_t>(group_index_)].capturable) {
     throw Refusal(Refusal::kAssertion,
                   "capturable=True needs a parameter on a device that can capture graphs; this "
                   "one is on the CPU");
@@ -213,14 +253,14 @@ PyObject* Step::state_tensor(PyObject* param, PyObject* states, PyObject* name, 
 
 PyObject* Step::new_state(PyObject* param, PyObject* states, PyObject* name) {
   PyObject* const tensor = memory_.keep.steal(
-      take(PyObject_CallFunctionObjArgs(create_state_, name, param, group_, nullptr))
+      take(PyObject_CallFunctionObjArgs(create_state_, name, param, current_group().group, nullptr))
           .release()
           .ptr());
-  new_states_.push_back({param, states, name, tensor});
+  memory_.new_states.push_back({param, states, name, tensor});
   return tensor;
 }
 
-Step::StepCount Step::read_step_count(PyObject* tensor) {
+StepCount Step::read_step_count(PyObject* tensor) {
   const DLTensor described = torch_.describe(tensor, "state 'step'", memory_.keep);
   StepCount count{static_cast<char*>(described.data) + described.byte_offset, described.dtype, -1};
   int64_t numel = 1;
@@ -236,10 +276,10 @@ Step::StepCount Step::read_step_count(PyObject* tensor) {
   return count;
 }
 
-uint32_t Step::scalars_for(int64_t step, bool in_double) {
-  auto& latest = options_.latest_scalars[in_double];
+uint32_t Step::scalars_for(GroupPlan& group, int64_t step, bool in_double) {
+  auto& latest = group.latest_scalars[in_double];
   if (latest.step != step) {
-    latest = {step, options_.hyper->add_scalars(memory_.updates, step, in_double)};
+    latest = {step, group.hyper->add_scalars(memory_.updates, step, in_double)};
   }
   return latest.position;
 }
@@ -257,7 +297,7 @@ void Step::run() {
 }
 
 void Step::publish_new_states() {
-  for (const NewState& state : new_states_) {
+  for (const NewState& state : memory_.new_states) {
     PyObject* states = state.states != nullptr ? state.states : find_item(state_, state.param);
     if (states == nullptr) {
       const py::object created = take(PyDict_New());
@@ -269,7 +309,7 @@ void Step::publish_new_states() {
 }
 
 void Step::count_steps() {
-  for (const StepCount& count : step_counts_) {
+  for (const StepCount& count : memory_.step_counts) {
     with_count_type(count.dtype,
                     [&](auto type) { store_count<decltype(type)>(count.data, count.value); });
   }

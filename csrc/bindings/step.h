@@ -18,10 +18,59 @@ struct BoundRule {
   std::vector<PyObject*> state_names;
 };
 
+// A parameter group, as one step reads it.
+struct GroupPlan {
+  struct LatestScalars {
+    int64_t step = -1;
+    uint32_t position = 0;
+  };
+
+  PyObject* group = nullptr;
+  std::unique_ptr<Hyperparameters> hyper;
+  unsigned variant = 0;
+  unsigned used_states = 0;
+  unsigned required_states = 0;  // used whatever the options are
+  bool capturable = false;
+  LatestScalars latest_scalars[2];  // by in_double: most parameters of a group share them
+};
+
+// The tensors of one parameter that has a gradient.
+struct ParamPlan {
+  Py_ssize_t group_index, param_index;
+  PyObject* step = nullptr;                        // null for a rule that counts none
+  std::array<PyObject*, kMaxOperands> operands{};  // null: not used
+  bool fresh = false;                              // a state is new
+};
+
+struct NewState {
+  PyObject* param;
+  PyObject* states;  // the parameter's dictionary, or null if it is new as well
+  PyObject* name;
+  PyObject* tensor;
+};
+
+struct StepCount {
+  void* data;
+  DLDataType dtype;
+  int64_t value;
+};
+
 // Memory that one step leaves to the next on the same thread, so that steps do not allocate.
 struct StepMemory {
   UpdateList updates;
   KeepAlive keep;
+  std::vector<GroupPlan> groups;
+  std::vector<ParamPlan> params;
+  std::vector<NewState> new_states;
+  std::vector<StepCount> step_counts;
+
+  void clear() {
+    keep.clear();
+    groups.clear();
+    params.clear();
+    new_states.clear();
+    step_counts.clear();
+  }
 };
 
 class Step {
@@ -38,39 +87,22 @@ class Step {
   std::string location() const;
 
  private:
-  struct NewState {
-    PyObject* param;
-    PyObject* states;  // the parameter's dictionary, or null if it is new as well
-    PyObject* name;
-    PyObject* tensor;
-  };
-  struct StepCount {
-    void* data;
-    DLDataType dtype;
-    int64_t value;
-  };
+  // A walk over a dictionary that stays beside the walk over the parameters.
   struct StateCursor {
     Py_ssize_t position = 0;
     PyObject* key = nullptr;
     PyObject* value = nullptr;
   };
-  struct LatestScalars {
-    int64_t step = -1;
-    uint32_t position = 0;
-  };
-  // The parameter group that is being gathered.
-  struct Options {
-    std::unique_ptr<Hyperparameters> hyper;
-    unsigned variant = 0;
-    unsigned used_states = 0;
-    unsigned required_states = 0;  // used whatever the options are
-    bool capturable = false;
-    LatestScalars latest_scalars[2];  // by in_double: most parameters of a group share them
-  };
 
-  void gather_group(PyObject* group);
-  void read_options(PyObject* group);
-  void gather_param(PyObject* param, PyObject* grad);
+  // First the objects are collected, then their tensors are described. In between their addresses
+  // are known, so that memory which the last step's data drove out of the caches can be prefetched.
+  void collect_group(PyObject* group);
+  GroupPlan read_group(PyObject* group);
+  void collect_param(PyObject* param, PyObject* grad);
+  void prefetch_param(PyObject* params, Py_ssize_t index) const;
+  void prefetch_plan(size_t index) const;
+  void add_update(const ParamPlan& plan);
+
   void check_device(PyObject* param, const Device& device) const;
   TensorView view(PyObject* tensor, const char* what);
   PyObject* resolve_negation(PyObject* grad);
@@ -80,7 +112,8 @@ class Step {
   PyObject* state_tensor(PyObject* param, PyObject* states, PyObject* name, bool optional);
   PyObject* new_state(PyObject* param, PyObject* states, PyObject* name);
   StepCount read_step_count(PyObject* tensor);
-  uint32_t scalars_for(int64_t step, bool in_double);
+  uint32_t scalars_for(GroupPlan& group, int64_t step, bool in_double);
+  GroupPlan& current_group() { return memory_.groups[static_cast<size_t>(group_index_)]; }
   void publish_new_states();
   void count_steps();
 
@@ -91,12 +124,7 @@ class Step {
   StepMemory& memory_;
 
   StateCursor cursor_;
-  PyObject* group_ = nullptr;
-  Py_ssize_t group_index_ = -1, param_index_ = -1;
-  Options options_;
-
-  std::vector<NewState> new_states_;
-  std::vector<StepCount> step_counts_;
+  Py_ssize_t group_index_ = -1, param_index_ = -1;  // for location()
   py::list updated_;
 };
 

@@ -1,5 +1,7 @@
 #include "bindings/torch_tensors.h"
 
+#include <cstring>
+
 #include "core/refusal.h"
 
 namespace fusedopt {
@@ -23,6 +25,7 @@ void TorchTensors::attach(const py::object& torch, const py::object& local_tenso
   // These live as long as torch does, which is as long as the process.
   const auto keep = [](py::object object) { return object.release(); };
   api_ = api;
+  impl_offset_ = find_impl_offset(torch.attr("empty")(0));
   tensor_type_ = keep(tensor_type);
   parameter_type_ = keep(torch.attr("nn").attr("Parameter"));
   local_tensor_ = keep(local_tensor);
@@ -41,18 +44,63 @@ DLTensor TorchTensors::describe(PyObject* tensor, const char* what, KeepAlive& k
   return result;
 }
 
-PyObject* TorchTensors::plain(PyObject* tensor, KeepAlive& keep) const {
-  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
-  if (type == parameter_type_.ptr() || type == tensor_type_.ptr()) return tensor;
-  return keep.steal(take(PyObject_CallOneArg(local_tensor_.ptr(), tensor)).release().ptr());
+bool TorchTensors::is_plain(PyObject* object) const {
+  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return type == tensor_type_.ptr() || type == parameter_type_.ptr();
 }
 
 bool TorchTensors::is_tensor(PyObject* object) const {
-  return PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()));
+  return is_plain(object) ||
+         PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()));
+}
+
+PyObject* TorchTensors::plain(PyObject* tensor, KeepAlive& keep) const {
+  if (is_plain(tensor)) return tensor;
+  return keep.steal(take(PyObject_CallOneArg(local_tensor_.ptr(), tensor)).release().ptr());
 }
 
 bool TorchTensors::is_negated_view(PyObject* tensor) const {
   return take(PyObject_CallOneArg(is_neg_.ptr(), tensor)).ptr() == Py_True;
+}
+
+// torch tells the address of a tensor's implementation; where in the Python object it is kept is
+// found by looking for it.
+size_t TorchTensors::find_impl_offset(const py::object& tensor) {
+  if (!py::hasattr(tensor, "_cdata")) return 0;
+  const auto address = tensor.attr("_cdata").cast<uintptr_t>();
+  const auto size = static_cast<size_t>(Py_TYPE(tensor.ptr())->tp_basicsize);
+  for (size_t offset = sizeof(PyObject); offset + sizeof(address) <= size;
+       offset += sizeof(address)) {
+    uintptr_t word;
+    std::memcpy(&word, reinterpret_cast<const char*>(tensor.ptr()) + offset, sizeof word);
+    if (word == address) return offset;
+  }
+  return 0;
+}
+
+const char* TorchTensors::impl_of(PyObject* tensor) const {
+  if (impl_offset_ == 0 || !is_tensor(tensor)) return nullptr;
+  const char* impl;
+  std::memcpy(&impl, reinterpret_cast<const char*>(tensor) + impl_offset_, sizeof impl);
+  return impl;
+}
+
+void TorchTensors::prefetch_object(PyObject* tensor) { __builtin_prefetch(tensor); }
+
+void TorchTensors::prefetch_metadata(PyObject* tensor) const {
+  const char* impl = impl_of(tensor);
+  if (impl == nullptr) return;
+  for (size_t line = 0; line < 4; ++line) __builtin_prefetch(impl + 64 * line);
+}
+
+void TorchTensors::prefetch_storage(PyObject* tensor) const {
+  const char* impl = impl_of(tensor);
+  if (impl == nullptr) return;
+  // The storage is among the first members. A word that is no address makes a prefetch without
+  // effect.
+  const void* words[6];
+  std::memcpy(words, impl, sizeof words);
+  for (const void* word : words) __builtin_prefetch(word);
 }
 
 int TorchTensors::num_threads() const {

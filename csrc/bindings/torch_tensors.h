@@ -23,14 +23,25 @@ class TorchTensors {
   bool is_tensor(PyObject* object) const;
   bool is_negated_view(
       PyObject* tensor) const;  // its values are those in memory with the sign flipped
+
+  // Hints that these will be read soon. Only `prefetch_storage` reads memory itself: that which
+  // `prefetch_metadata` of the same tensor has asked for.
+  static void prefetch_object(PyObject* tensor);
+  void prefetch_metadata(PyObject* tensor) const;
+  void prefetch_storage(PyObject* tensor) const;
+
   int num_threads() const;
   void increment_versions(const py::object& list) const;
 
  private:
+  bool is_plain(PyObject* object) const;  // of class Tensor or Parameter itself
   PyObject* plain(PyObject* tensor, KeepAlive& keep) const;
+  static size_t find_impl_offset(const py::object& tensor);
+  const char* impl_of(PyObject* tensor) const;
   [[noreturn]] void refuse(PyObject* tensor, const char* what) const;
 
   const DLPackExchangeAPI* api_ = nullptr;
+  size_t impl_offset_ = 0;  // 0: unknown, and nothing is prefetched
   py::handle tensor_type_, parameter_type_, local_tensor_;
   py::handle get_num_threads_, increment_version_, is_neg_;
 };
