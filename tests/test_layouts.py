@@ -149,6 +149,39 @@ def test_overlapping_parameter_is_refused():
         assert torch.equal(base, before)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_parameters_that_share_memory_are_stepped_in_order(count):
+    """As torch's loop does: each sees what those before it in the list have written."""
+    results = []
+    for optimizer_class in (fusedopt.SGD, torch.optim.SGD):
+        torch.manual_seed(0)
+        buffer = torch.randn(300_000)
+        params = [
+            torch.nn.Parameter(buffer[50_000:250_000]),
+            torch.nn.Parameter(buffer),
+            torch.nn.Parameter(buffer.view(1000, 300)[:, 7]),
+            torch.nn.Parameter(torch.randn(5)),
+            torch.nn.Parameter(buffer),
+        ]
+        for param in params:
+            param.grad = torch.randn(param.shape)
+        with threads(count):
+            # Powers of two, so that every product is exact and torch's bits are ours.
+            optimizer_class(params, lr=0.5, weight_decay=0.25).step()
+        results.append(buffer)
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+def test_the_same_parameter_twice_is_refused():
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = fusedopt.SGD([torch.nn.Parameter(torch.ones(1)), param, param], lr=1.0)
+    with pytest.raises(ValueError, match="group 0, parameter 2: is also parameter 1 of group 0"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(3))
+
+
 def test_swapped_data_is_read_afresh():
     param = torch.nn.Parameter(torch.ones(5))
     param.grad = torch.ones(5)

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <unordered_map>
 
 #include "core/engine.h"
 #include "core/ieee_environment.h"
@@ -9,6 +10,10 @@
 
 namespace fusedopt {
 namespace {
+
+// How many parameters ahead memory is prefetched: far enough to arrive in time, near enough that a
+// core can have that many reads under way.
+constexpr size_t kMetadataAhead = 4, kStorageAhead = 2;
 
 PyObject* const kParamsKey = intern("params");
 PyObject* const kParamNamesKey = intern("param_names");
@@ -85,6 +90,7 @@ void Step::gather(PyObject* param_groups) {
     prefetch_plan(i);
     add_update(memory_.params[i]);
   }
+  check_overlap();
 }
 
 void Step::collect_group(PyObject* group) {
@@ -139,9 +145,12 @@ void Step::collect_param(PyObject* param, PyObject* grad) {
 }
 
 void Step::prefetch_param(PyObject* params, Py_ssize_t index) const {
+  constexpr auto ahead = static_cast<Py_ssize_t>(kMetadataAhead);
   const Py_ssize_t size = PyList_GET_SIZE(params);
-  if (index + 8 < size) TorchTensors::prefetch_object(PyList_GET_ITEM(params, index + 8));
-  if (index + 4 < size) torch_.prefetch_metadata(PyList_GET_ITEM(params, index + 4));
+  if (index + 2 * ahead < size) {
+    TorchTensors::prefetch_object(PyList_GET_ITEM(params, index + 2 * ahead));
+  }
+  if (index + ahead < size) torch_.prefetch_metadata(PyList_GET_ITEM(params, index + ahead));
 }
 
 void Step::prefetch_plan(size_t index) const {
@@ -152,11 +161,12 @@ void Step::prefetch_plan(size_t index) const {
       if (operand != nullptr) prefetch(operand);
     }
   };
-  if (index + 6 < plans.size()) {
-    for_each_tensor(plans[index + 6], [&](PyObject* t) { torch_.prefetch_metadata(t); });
+  if (index + kMetadataAhead < plans.size()) {
+    for_each_tensor(plans[index + kMetadataAhead],
+                    [&](PyObject* t) { torch_.prefetch_metadata(t); });
   }
-  if (index + 3 < plans.size()) {
-    for_each_tensor(plans[index + 3], [&](PyObject* t) { torch_.prefetch_storage(t); });
+  if (index + kStorageAhead < plans.size()) {
+    for_each_tensor(plans[index + kStorageAhead], [&](PyObject* t) { torch_.prefetch_storage(t); });
   }
 }
 
@@ -185,6 +195,21 @@ void Step::add_update(const ParamPlan& plan) {
   update.scalars = scalars_for(group, step, computes_in_double(views[kParam].dtype));
   memory_.updates.add(update, operands);
   if (PyList_Append(updated_.ptr(), plan.operands[kParam]) != 0) throw py::error_already_set();
+}
+
+void Step::check_overlap() {
+  in_order_ = memory_.updates.may_overlap();
+  if (!in_order_) return;
+  std::unordered_map<PyObject*, const ParamPlan*> seen;
+  for (const ParamPlan& plan : memory_.params) {
+    const auto [earlier, is_new] = seen.emplace(plan.operands[kParam], &plan);
+    if (is_new) continue;
+    group_index_ = plan.group_index;
+    param_index_ = plan.param_index;
+    throw Refusal(Refusal::kValue, "is also parameter " +
+                                       std::to_string(earlier->second->param_index) + " of group " +
+                                       std::to_string(earlier->second->group_index));
+  }
 }
 
 void Step::check_device(PyObject* param, const Device& device) const {
@@ -288,7 +313,7 @@ void Step::run() {
   group_index_ = -1;
   publish_new_states();
   if (memory_.updates.numel() > 0) {
-    const int threads = torch_.num_threads();
+    const int threads = in_order_ ? 1 : torch_.num_threads();
     const py::gil_scoped_release release;
     cpu_engine().run(memory_.updates, threads);
   }

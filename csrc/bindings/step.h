@@ -102,6 +102,7 @@ class Step {
   void prefetch_param(PyObject* params, Py_ssize_t index) const;
   void prefetch_plan(size_t index) const;
   void add_update(const ParamPlan& plan);
+  void check_overlap();
 
   void check_device(PyObject* param, const Device& device) const;
   TensorView view(PyObject* tensor, const char* what);
@@ -124,6 +125,7 @@ class Step {
   StepMemory& memory_;
 
   StateCursor cursor_;
+  bool in_order_ = false;  // parameters share memory: one after the other, as in a loop
   Py_ssize_t group_index_ = -1, param_index_ = -1;  // for location()
   py::list updated_;
 };

@@ -90,17 +90,17 @@ void TorchTensors::prefetch_object(PyObject* tensor) { __builtin_prefetch(tensor
 void TorchTensors::prefetch_metadata(PyObject* tensor) const {
   const char* impl = impl_of(tensor);
   if (impl == nullptr) return;
-  for (size_t line = 0; line < 4; ++line) __builtin_prefetch(impl + 64 * line);
+  for (size_t line = 0; line < 3; ++line) __builtin_prefetch(impl + 64 * line);
 }
 
 void TorchTensors::prefetch_storage(PyObject* tensor) const {
   const char* impl = impl_of(tensor);
   if (impl == nullptr) return;
-  // The storage is among the first members. A word that is no address makes a prefetch without
-  // effect.
-  const void* words[6];
-  std::memcpy(words, impl, sizeof words);
-  for (const void* word : words) __builtin_prefetch(word);
+  // The storage is the first member after two words of reference counting. If another version of
+  // torch has something else there, the prefetch is one without effect.
+  const void* storage;
+  std::memcpy(&storage, impl + 2 * sizeof(void*), sizeof storage);
+  __builtin_prefetch(storage);
 }
 
 int TorchTensors::num_threads() const {

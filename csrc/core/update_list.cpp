@@ -1,6 +1,8 @@
 #include "core/update_list.h"
 
 #include <algorithm>
+#include <numeric>
+#include <utility>
 
 namespace fusedopt {
 
@@ -24,6 +26,44 @@ void UpdateList::add(Update update, const Operands& operands) {
   }
   numel_ += update.numel;
   updates_.push_back(update);
+}
+
+namespace {
+
+struct AddressRange {
+  const char* begin;
+  const char* end;
+};
+
+AddressRange param_range(const Update& update, std::span<const StridedDim> dims) {
+  int64_t last = update.numel - 1;
+  if (!dims.empty()) {
+    last = 0;
+    for (const StridedDim& dim : dims) last += (dim.size - 1) * dim.strides[kParam];
+  }
+  const auto size = static_cast<int64_t>(size_of(update.dtypes[kParam]));
+  const char* const begin = static_cast<const char*>(update.data[kParam]);
+  return {begin, begin + (last + 1) * size};
+}
+
+}  // namespace
+
+bool UpdateList::may_overlap() {
+  const auto range = [&](uint32_t u) { return param_range(updates_[u], dims(updates_[u])); };
+  const auto in_order = [&] {
+    return std::adjacent_find(by_address_.begin(), by_address_.end(), [&](uint32_t a, uint32_t b) {
+             return range(a).end > range(b).begin;
+           }) == by_address_.end();
+  };
+  if (by_address_.size() != updates_.size()) {
+    by_address_.resize(updates_.size());
+    std::iota(by_address_.begin(), by_address_.end(), 0u);
+  }
+  if (in_order()) return false;
+  std::sort(by_address_.begin(), by_address_.end(), [&](uint32_t a, uint32_t b) {
+    return std::pair(range(a).begin, range(a).end) < std::pair(range(b).begin, range(b).end);
+  });
+  return !in_order();
 }
 
 Cut UpdateList::cut(int64_t part, int64_t parts) const {

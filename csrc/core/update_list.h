@@ -55,6 +55,10 @@ class UpdateList {
   // Adds an update of operands of the same sizes; everything but layout and position is set.
   void add(Update update, const Operands& operands);
 
+  // Whether parameters of different updates may share memory. Keeps the order of addresses that it
+  // finds, which rarely changes from step to step, so that it need not sort again.
+  bool may_overlap();
+
   // Where part `part` of `parts` equal parts begins. A cut inside a tensor falls on a multiple of
   // kCutAlignment elements of it, so that two threads never write to one cache line of a tensor.
   Cut cut(int64_t part, int64_t parts) const;
@@ -75,6 +79,7 @@ class UpdateList {
   std::vector<Update> updates_;
   std::vector<double> scalars_;  // double for its alignment
   std::vector<StridedDim> dims_;
+  std::vector<uint32_t> by_address_;  // positions of updates
 };
 
 }  // namespace fusedopt

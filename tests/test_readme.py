@@ -1,0 +1,46 @@
+"""The README says what the committed results say, and its code runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from fusedopt.benchmarks.report import markdown
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_benchmark_table_is_that_of_the_results_file():
+    (path,) = (ROOT / "benchmarks" / "results").glob("*.json")
+    assert markdown(json.loads(path.read_text())).strip() in README
+
+
+def test_digits_table_is_that_of_the_results_file():
+    (path,) = (ROOT / "examples" / "results").glob("*.json")
+    script = ROOT / "examples" / "train_digits.py"
+    table = subprocess.run(
+        [sys.executable, script, "--markdown-from", path],
+        capture_output=True, text=True, check=True, encoding="utf-8",
+    ).stdout  # fmt: skip
+    assert table.strip() in README
+
+
+def test_code_runs():
+    model = torch.nn.Linear(2, 2)
+    model(torch.ones(1, 2)).sum().backward()
+    names = {"model": model, "evaluate": lambda model: 1.0, "torch": torch}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(block, names)
+        names["optimizer"].step()
+
+
+def test_links_within_the_repository_lead_somewhere():
+    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
