@@ -72,6 +72,7 @@ REFUSALS = {
     "negative tensor lr": (spoil_option(lr=torch.tensor(-1.0)), ValueError,
                            f"{GROUP}: invalid lr"),
     "lr of the wrong type": (spoil_option(lr="fast"), TypeError, f"{GROUP}: invalid lr: 'fast'"),
+    "lr of two elements": (spoil_option(lr=torch.ones(2)), ValueError, f"{GROUP}: invalid lr"),
     "lr missing": (remove_option("lr"), KeyError, f"{GROUP}: option 'lr' is missing"),
     "beta of 1": (spoil_option(betas=(0.9, 1.0)), ValueError,
                   rf"{GROUP}: invalid betas\[1\]: 1.0"),
@@ -244,6 +245,19 @@ def outcome(optimizer, params, options):
     except Exception as error:
         return type(error), str(error)
     return None
+
+
+def test_an_exception_of_the_users_own_is_preserved():
+    class Rate:
+        def __float__(self):
+            raise InterruptedError("mine")
+
+    optimizer = two_groups(steps=1)
+    optimizer.param_groups[1]["lr"] = Rate()
+    before = snapshot(optimizer)
+    with pytest.raises(InterruptedError, match="mine"):
+        optimizer.step()
+    assert snapshot(optimizer) == before
 
 
 def test_negated_parameter_is_refused():

@@ -20,8 +20,13 @@ double to_number(PyObject* value, const char* name, int index = kNoIndex) {
   // Integers, NumPy scalars, and tensors of one element wherever they are.
   const double number = PyFloat_AsDouble(value);
   if (number == -1.0 && PyErr_Occurred()) {
+    const bool is_type_error = PyErr_ExceptionMatches(PyExc_TypeError);
+    // A tensor of several elements raises one of these.
+    const bool is_value_error =
+        PyErr_ExceptionMatches(PyExc_ValueError) || PyErr_ExceptionMatches(PyExc_RuntimeError);
+    if (!is_type_error && !is_value_error) throw py::error_already_set();
     PyErr_Clear();
-    refuse(Refusal::kType, name, index, value, "a number");
+    refuse(is_type_error ? Refusal::kType : Refusal::kValue, name, index, value, "a number");
   }
   return number;
 }

@@ -98,14 +98,14 @@ void Step::collect_group(PyObject* group) {
   memory_.groups.push_back(read_group(memory_.keep.share(group)));
   PyObject* params = find_item(group, kParamsKey);
   if (params == nullptr) throw Refusal(Refusal::kKey, "key 'params' is missing");
-  require_list(params, "'params'");
+  memory_.keep.share(require_list(params, "'params'"));
   for (param_index_ = 0; param_index_ < PyList_GET_SIZE(params); ++param_index_) {
     prefetch_param(params, param_index_);
     PyObject* param = memory_.keep.share(PyList_GET_ITEM(params, param_index_));
     if (!torch_.is_tensor(param)) throw Refusal(Refusal::kType, "is not a tensor");
     PyObject* grad = memory_.keep.steal(take(PyObject_GetAttr(param, kGradName)).release().ptr());
     if (grad == Py_None) {
-      pass_states_of(param);
+      next_states_if_of(param);
     } else {
       collect_param(param, grad);
     }
@@ -235,31 +235,22 @@ PyObject* Step::resolve_negation(PyObject* grad) {
       take(PyObject_CallMethod(grad, "resolve_neg", nullptr)).release().ptr());
 }
 
-void Step::peek_states() {
-  // The dictionary is nearly always in the order of the parameters, and walking it is cheaper than
-  // a lookup, which calls Tensor.__hash__ in Python.
-  if (cursor_.key != nullptr) return;
-  if (!PyDict_Next(state_, &cursor_.position, &cursor_.key, &cursor_.value)) cursor_.key = nullptr;
+PyObject* Step::next_states_if_of(PyObject* param) {
+  Py_ssize_t position = next_state_;
+  PyObject *key, *value;
+  if (!PyDict_Next(state_, &position, &key, &value) || key != param) return nullptr;
+  next_state_ = position;
+  return value;
 }
 
 PyObject* Step::states_of(PyObject* param) {
-  peek_states();
-  PyObject* states = nullptr;
-  if (cursor_.key == param) {
-    states = cursor_.value;
-    cursor_.key = nullptr;
-  } else {
-    states = find_item(state_, param);
-  }
-  if (states != nullptr && !PyDict_Check(states)) {
-    throw Refusal(Refusal::kType, "its state must be a dict");
-  }
-  return states;
-}
-
-void Step::pass_states_of(PyObject* param) {
-  peek_states();
-  if (cursor_.key == param) cursor_.key = nullptr;
+  // The dictionary is nearly always in the order of the parameters, and walking it is cheaper than
+  // a lookup, which calls Tensor.__hash__ in Python.
+  PyObject* states = next_states_if_of(param);
+  if (states == nullptr) states = find_item(state_, param);
+  if (states == nullptr) return nullptr;
+  if (!PyDict_Check(states)) throw Refusal(Refusal::kType, "its state must be a dict");
+  return memory_.keep.share(states);
 }
 
 PyObject* Step::state_tensor(PyObject* param, PyObject* states, PyObject* name, bool optional) {

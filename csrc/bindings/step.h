@@ -87,13 +87,6 @@ class Step {
   std::string location() const;
 
  private:
-  // A walk over a dictionary that stays beside the walk over the parameters.
-  struct StateCursor {
-    Py_ssize_t position = 0;
-    PyObject* key = nullptr;
-    PyObject* value = nullptr;
-  };
-
   // First the objects are collected, then their tensors are described. In between their addresses
   // are known, so that memory which the last step's data drove out of the caches can be prefetched.
   void collect_group(PyObject* group);
@@ -107,9 +100,8 @@ class Step {
   void check_device(PyObject* param, const Device& device) const;
   TensorView view(PyObject* tensor, const char* what);
   PyObject* resolve_negation(PyObject* grad);
-  void peek_states();
+  PyObject* next_states_if_of(PyObject* param);
   PyObject* states_of(PyObject* param);
-  void pass_states_of(PyObject* param);
   PyObject* state_tensor(PyObject* param, PyObject* states, PyObject* name, bool optional);
   PyObject* new_state(PyObject* param, PyObject* states, PyObject* name);
   StepCount read_step_count(PyObject* tensor);
@@ -124,8 +116,8 @@ class Step {
   PyObject* create_state_;
   StepMemory& memory_;
 
-  StateCursor cursor_;
-  bool in_order_ = false;  // parameters share memory: one after the other, as in a loop
+  Py_ssize_t next_state_ = 0;  // a walk over state_ beside that over the parameters
+  bool in_order_ = false;      // parameters share memory: one after the other, as in a loop
   Py_ssize_t group_index_ = -1, param_index_ = -1;  // for location()
   py::list updated_;
 };
