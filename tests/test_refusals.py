@@ -260,6 +260,19 @@ def test_an_exception_of_the_users_own_is_preserved():
     assert snapshot(optimizer) == before
 
 
+@pytest.mark.parametrize("freed", ["param", "grad", "state"])
+def test_freed_memory_is_refused(freed):
+    param = torch.nn.Parameter(torch.ones(100))
+    param.grad = torch.ones(100)
+    optimizer = fusedopt.SGD([param], lr=1.0, momentum=0.9)
+    optimizer.step()
+    tensor = {"param": param, "grad": param.grad,
+              "state": optimizer.state[param]["momentum_buffer"]}[freed]  # fmt: skip
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"group 0, parameter 0: .* has no memory"):
+        optimizer.step()
+
+
 def test_negated_parameter_is_refused():
     param = torch._neg_view(torch.ones(3)).requires_grad_()
     with pytest.raises(ValueError, match="parameter group 0, parameter 0: is a negated view"):

@@ -360,6 +360,18 @@ def test_schedulers(row, scheduler):
         torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-10)
 
 
+def test_what_a_schedulers_rounding_leaves_of_zero():
+    """LinearLR to 0 ends a little below it; torch carries on, and so must a drop-in."""
+    param = torch.nn.Parameter(torch.ones(2))
+    param.grad = torch.ones(2)
+    optimizer = fusedopt.SGD([param], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 0.0, total_iters=4)
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+    assert -1e-15 < optimizer.param_groups[0]["lr"] < 0
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_autograd_notices_the_update(row):
     param = torch.nn.Parameter(torch.ones(3))

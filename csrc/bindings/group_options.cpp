@@ -59,6 +59,15 @@ double GroupOptions::non_negative(const char* name) {
   return value;
 }
 
+double GroupOptions::rate(const char* name) {
+  // torch's LinearLR from 0.1 to 0 ends at -5e-19, and torch's optimizers carry on.
+  constexpr double kRounding = 1e-12;
+  PyObject* const object = find(name);
+  const double value = to_number(object, name);
+  if (!(value >= -kRounding)) refuse(Refusal::kValue, name, kNoIndex, object, "at least 0");
+  return value;
+}
+
 double GroupOptions::below_one(const char* name, int index) {
   const py::object item = take(PySequence_GetItem(find(name), index));
   const double value = to_number(item.ptr(), name, index);

@@ -29,6 +29,7 @@ class GroupOptions {
   // Each throws Refusal with the option's name and value if it is missing or out of bounds.
   double number(const char* name);
   double non_negative(const char* name);
+  double rate(const char* name);  // not negative, but for what a scheduler's rounding leaves of 0
   double below_one(const char* name, int index);  // element of a sequence, in [0, 1)
   bool flag(const char* name);
 

@@ -158,6 +158,10 @@ TensorView to_view(const DLTensor& tensor, const char* what) {
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   view.numel = 1;
   for (int d = 0; d < tensor.ndim; ++d) view.numel *= tensor.shape[d];
+  if (tensor.data == nullptr && view.numel > 0) {
+    throw Refusal(Refusal::kRuntime,
+                  std::string(what) + " has no memory: its storage was freed, or never made");
+  }
   view.sizes = tensor.shape;
   view.strides = tensor.strides;
   view.ndim = tensor.ndim;

@@ -15,7 +15,7 @@ struct SharedHyper {
 
   template <class Options>
   void read_shared(Options& options) {
-    lr = options.non_negative("lr");
+    lr = options.rate("lr");
     weight_decay = options.non_negative("weight_decay");
     maximize = options.flag("maximize");
   }
