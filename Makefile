@@ -3,9 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc cmake fusedopt benchmarks -type f -not -path '*/__pycache__/*' \
+SOURCES := $(shell find csrc cmake fusedopt benchmarks tests/native -type f -not -path '*/__pycache__/*' \
                         -not -path '*/results/*')
-CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
+CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help install bench bench-full test lint format neon-check clean
 
@@ -20,14 +20,11 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Built with all warnings as errors; a user's `pip install .` is not.
+# Built with all warnings as errors and with what only tests need; a user's `pip install .` is not.
 $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt CMakeLists.txt $(SOURCES)
 	$(BIN)/pip install --quiet --constraint constraints.txt \
-		--config-settings=cmake.define.FUSEDOPT_WERROR=ON '.[test]'
-	@touch $@
-
-$(VENV)/dev: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[dev]'
+		--config-settings=cmake.define.FUSEDOPT_WERROR=ON \
+		--config-settings=cmake.define.FUSEDOPT_TESTING=ON '.[dev]'
 	@touch $@
 
 install: $(VENV)/installed
@@ -42,13 +39,13 @@ bench-full: install
 test: install
 	$(BIN)/pytest
 
-lint: $(VENV)/dev
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
-format: $(VENV)/dev
+format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)

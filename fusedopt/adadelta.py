@@ -25,13 +25,14 @@ class Adadelta(FusedOptimizer, torch.optim.Adadelta):
         rho: smoothing constant, from 0 to 1.
         eps: added inside the roots, at least 0.
         weight_decay: factor of the L2 penalty, at least 0.
-        capturable: for CUDA graphs; with a parameter on the CPU it raises, as torch does.
+        capturable: for CUDA graphs: the device counts the steps and reads a learning rate that is a
+            tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
         maximize: follow the gradient instead of its negative.
-        foreach, fused: accepted, no effect: there is one implementation.
+        foreach, fused: accepted, select nothing: there is one implementation.
         differentiable: not supported; True raises ``NotImplementedError``.
 
-    State: ``step`` (a 0-dim tensor on the CPU), ``square_avg`` and ``acc_delta``, of the
-    parameter's shape and dtype.
+    State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
+    ``square_avg`` and ``acc_delta``, of the parameter's shape and dtype.
 
     Source: Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012, algorithm 1. Reference:
     :func:`fusedopt.reference.adadelta`.

@@ -25,13 +25,15 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         weight_decay: weight decay, at least 0: an L2 penalty unless decoupled.
         amsgrad: divide by the largest average so far.
         maximize: follow the gradient instead of its negative.
-        capturable: for CUDA graphs; with a parameter on the CPU it raises, as torch does.
+        capturable: for CUDA graphs: the device counts the steps and reads a learning rate that is a
+            tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
         decoupled_weight_decay: decay the parameter itself, as AdamW does.
-        foreach, fused: accepted, no effect: there is one implementation.
+        foreach, fused: accepted, select nothing: there is one implementation.
         differentiable: not supported; True raises ``NotImplementedError``.
 
-    State: ``step`` (a 0-dim tensor on the CPU), ``exp_avg``, ``exp_avg_sq`` and, with amsgrad,
-    ``max_exp_avg_sq``, of the parameter's shape and dtype.
+    State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
+    ``exp_avg``, ``exp_avg_sq`` and, with amsgrad, ``max_exp_avg_sq``, of the parameter's shape
+    and dtype.
 
     Source: Kingma, Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, algorithm 1; amsgrad:
     Reddi, Kale, Kumar, On the Convergence of Adam and Beyond, ICLR 2018, algorithm 2. Reference:

@@ -37,7 +37,9 @@ class Momentum(FusedOptimizer):
         momentum: factor of the velocity, at least 0.
         weight_decay: factor of the L2 penalty, at least 0.
         maximize: follow the gradient instead of its negative.
-        foreach, fused: accepted, no effect: there is one implementation.
+        capturable: for CUDA graphs: the device counts the steps and reads a learning rate that is a
+            tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
+        foreach, fused: accepted, select nothing: there is one implementation.
         differentiable: not supported; True raises ``NotImplementedError``.
 
     State: ``velocity``, of the parameter's shape and dtype.
@@ -60,6 +62,7 @@ class Momentum(FusedOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         if isinstance(lr, torch.Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
@@ -77,6 +80,7 @@ class Momentum(FusedOptimizer):
             "foreach": foreach,
             "differentiable": differentiable,
             "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
 

@@ -37,11 +37,31 @@ class FusedOptimizer(torch.optim.Optimizer):
     step, asks ``_create_state`` for state that does not exist yet, refuses a step that cannot be
     done before anything is written, and tells autograd which parameters changed.
 
-    ``foreach`` and ``fused`` are accepted and have no effect: there is one implementation.
-    ``differentiable=True`` is not supported and raises ``NotImplementedError``.
+    ``foreach`` and ``fused`` select no implementation: there is one. With ``fused=True`` step
+    counts are on the parameter's device, as in torch. ``differentiable=True`` is not supported and
+    raises ``NotImplementedError``.
+
+    ``torch.amp.GradScaler`` leaves unscaling and skipping to ``step``, which reads the scaler's
+    tensors where they are. Gradients are unscaled in place, as torch's fused optimizers do it.
     """
 
     _rule: ClassVar[str]
+    _step_supports_amp_scaling = True
+
+    def _set_capturable(self) -> None:
+        """Adds ``capturable=True`` to groups of a class that torch has without this option.
+
+        Left alone, groups have the keys of torch's.
+        """
+        self.defaults["capturable"] = True
+        for group in self.param_groups:
+            group.setdefault("capturable", True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "capturable" in self.defaults:  # but perhaps not in a checkpoint of torch's class
+            for group in self.param_groups:
+                group.setdefault("capturable", self.defaults["capturable"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as ``torch.optim.Optimizer.add_param_group`` does.
@@ -68,10 +88,19 @@ class FusedOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{where}, parameter {index}: is a negated view of its memory")
 
     def _create_state(self, name: str, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """A new state tensor, in the parameter's dtype, device and memory format."""
+        """A new state tensor, in the parameter's dtype, device and memory format.
+
+        A step count is one number, on the CPU unless the device has to count.
+        """
         if name == "step":
             in_double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
-            return torch.zeros((), dtype=torch.float64 if in_double else torch.float32)
+            # Where only the device knows whether, or how often, a step is carried out.
+            on_device = group.get("capturable") or group.get("fused") or self._may_skip
+            return torch.zeros(
+                (),
+                dtype=torch.float64 if in_double else torch.float32,
+                device=param.device if on_device else "cpu",
+            )
         return torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -79,8 +108,21 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        _native.step(self._rule, self.param_groups, self.state, self._create_state)
+        attributes = self.__dict__
+        _native.step(
+            self._rule,
+            self.param_groups,
+            self.state,
+            self._create_state,
+            attributes.get("grad_scale"),
+            attributes.get("found_inf"),
+        )
         return loss
+
+    @property
+    def _may_skip(self) -> bool:
+        """Whether a gradient scaler decides on this step. It sets attributes and deletes them."""
+        return self.__dict__.get("found_inf") is not None
 
     @torch.optim.Optimizer.profile_hook_step
     def _observed_step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -101,6 +143,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             ValueError, TypeError, KeyError: an option or state that is out of bounds, of the wrong
                 type or missing.
             NotImplementedError: a parameter on a device for which there is no engine.
+            AssertionError: ``capturable=True`` with a parameter or a step count on the CPU.
 
         All name the parameter group and the parameter, and leave parameters and state untouched.
         """
@@ -121,12 +164,3 @@ class FusedOptimizer(torch.optim.Optimizer):
             or torch_optimizer._global_optimizer_post_hooks
             or torch._C._autograd._profiler_enabled()
         )
-
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """False, so that GradScaler unscales the gradients before it calls ``step``."""
-        return False
-
-    @_step_supports_amp_scaling.setter
-    def _step_supports_amp_scaling(self, value: bool) -> None:
-        """torch's constructors assign True for ``fused=True``."""

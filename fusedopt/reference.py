@@ -330,6 +330,17 @@ def round_float16(x: Array) -> Array:
         return x.astype(np.float16).astype(np.float32)
 
 
+def unscale(grad: Array, scale: float) -> Array:
+    """The gradient of the loss itself, from that of the loss times ``scale``.
+
+    What a step does first for ``torch.amp.GradScaler``: in float32 for gradients in 16 bits, whose
+    quotient is used as it is and rounded when it is stored back. Micikevicius et al., Mixed
+    Precision Training, ICLR 2018, section 3.2.
+    """
+    with np.errstate(all="ignore"):
+        return grad / grad.dtype.type(scale)
+
+
 def in_16_bits(rule: Rule, round_to_storage: Callable[[Array], Array]) -> Rule:
     """``rule`` for parameters and states that are stored in 16 bits.
 

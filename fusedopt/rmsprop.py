@@ -31,13 +31,15 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         momentum: factor of the buffer, at least 0; 0 keeps none.
         centered: normalise by an estimate of the variance. As in torch, the estimate can round to
             less than 0 where gradients hardly change, which gives NaN.
-        capturable: for CUDA graphs; with a parameter on the CPU it raises, as torch does.
+        capturable: for CUDA graphs: the device counts the steps and reads a learning rate that is a
+            tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
         maximize: follow the gradient instead of its negative.
-        foreach, fused: accepted, no effect: there is one implementation.
+        foreach, fused: accepted, select nothing: there is one implementation.
         differentiable: not supported; True raises ``NotImplementedError``.
 
-    State: ``step`` (a 0-dim tensor on the CPU), ``square_avg`` and, with the options that need
-    them, ``momentum_buffer`` and ``grad_avg``, of the parameter's shape and dtype.
+    State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
+    ``square_avg`` and, with the options that need them, ``momentum_buffer`` and ``grad_avg``,
+    of the parameter's shape and dtype.
 
     Source: Hinton, Srivastava, Swersky, Neural Networks for Machine Learning, lecture 6e, 2012;
     centered: Graves, Generating Sequences With Recurrent Neural Networks, 2013, equations 38 to 45.

@@ -1,8 +1,15 @@
 """Stochastic gradient descent."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from fusedopt.optimizer import FusedOptimizer
+
+if TYPE_CHECKING:
+    from torch.optim.optimizer import ParamsT
 
 
 class SGD(FusedOptimizer, torch.optim.SGD):
@@ -26,7 +33,9 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         weight_decay: factor of the L2 penalty, at least 0.
         nesterov: Nesterov momentum; needs a momentum and no dampening.
         maximize: follow the gradient instead of its negative.
-        foreach, fused: accepted, no effect: there is one implementation.
+        capturable: for CUDA graphs: the device counts the steps and reads a learning rate that is a
+            tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
+        foreach, fused: accepted, select nothing: there is one implementation.
         differentiable: not supported; True raises ``NotImplementedError``.
 
     State: ``momentum_buffer``, of the parameter's shape and dtype.
@@ -36,3 +45,37 @@ class SGD(FusedOptimizer, torch.optim.SGD):
     """
 
     _rule = "sgd"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | torch.Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        capturable: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        if capturable:
+            self._set_capturable()
+
+    def _create_state(self, name: str, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        # From a buffer of -0 the formula makes the copy that the first one has to be.
+        return super()._create_state(name, param, group).fill_(-0.0)

@@ -19,13 +19,13 @@ def code_of(path: Path) -> str:
     return re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("layer", ["core", "cpu", "bindings"])
+@pytest.mark.parametrize("layer", ["core", "cpu", "cuda", "bindings"])
 def test_engines_do_not_know_an_optimizer(layer):
     for path in (ROOT / "csrc" / layer).iterdir():
         assert not NAMES.search(code_of(path)), path
 
 
-@pytest.mark.parametrize("layer", ["rules", "core", "cpu"])
+@pytest.mark.parametrize("layer", ["rules", "core", "cpu", "cuda"])
 def test_only_the_bindings_know_python(layer):
     for path in (ROOT / "csrc" / layer).iterdir():
         assert not re.search(r"Python\.h|pybind11|PyObject|dlpack", code_of(path)), path
@@ -47,7 +47,8 @@ def test_layers_include_only_those_below():
         "rules": {"rules"},
         "core": {"core", "rules"},
         "cpu": {"cpu", "core", "rules"},
-        "bindings": {"bindings", "cpu", "core", "rules"},
+        "cuda": {"cuda", "core", "rules"},
+        "bindings": {"bindings", "cpu", "cuda", "core", "rules"},
     }
     for layer, allowed in below.items():
         for path in (ROOT / "csrc" / layer).iterdir():
@@ -60,6 +61,15 @@ def test_instruction_sets_are_named_in_few_places():
     for path in (ROOT / "csrc").rglob("*"):
         if path.is_file() and path.name not in allowed:
             assert not re.search(r"__AVX|__ARM_NEON|_mm\d*_|__x86_64__", code_of(path)), path
+
+
+def test_cuda_is_called_in_few_places():
+    """The work of a block and its table know no runtime, so that they are tested without a GPU."""
+    for path in (ROOT / "csrc").rglob("*"):
+        if path.parent.name in ("cpu", "bindings") and path.name != "cuda_module.cpp":
+            assert not re.search(r"\bcuda[A-Z]\w+\(|__CUDA", code_of(path)), path
+    for name in ("table.h", "launch_plan.h", "launch_plan.cpp", "tuning.h", "block.h"):
+        assert "cuda_runtime" not in (ROOT / "csrc" / "cuda" / name).read_text(), name
 
 
 def test_python_layer_branches_on_no_optimizer_name_and_no_device():

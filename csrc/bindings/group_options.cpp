@@ -1,5 +1,7 @@
 #include "bindings/group_options.h"
 
+#include <limits>
+
 #include "core/refusal.h"
 
 namespace fusedopt {
@@ -50,37 +52,62 @@ PyObject* GroupOptions::find(const char* name) {
   return value;
 }
 
-double GroupOptions::number(const char* name) { return to_number(find(name), name); }
+double GroupOptions::keep(double value) {
+  values_.push_back({{.value = value}, {}});
+  return value;
+}
+
+bool GroupOptions::is_left(PyObject* object, const char* name, int index) {
+  GroupOption option;
+  if (!PyFloat_CheckExact(object) && torch_.is_tensor(object)) {
+    if (const auto place = torch_.find_number(object)) {
+      option = {{.source = place->data, .type = place->type}, place->device};
+    }
+  }
+  const bool is_on_gpu = option.device.type != DeviceType::kCpu;
+  const bool is_left = is_on_gpu && on_device_ == kLeave;
+  if (is_on_gpu && !is_left) option.value.source = nullptr;
+  option.value.value =
+      is_left ? std::numeric_limits<double>::quiet_NaN() : to_number(object, name, index);
+  values_.push_back(option);
+  return is_left;
+}
+
+double GroupOptions::number(const char* name) { return keep(to_number(find(name), name)); }
 
 double GroupOptions::non_negative(const char* name) {
   PyObject* const object = find(name);
-  const double value = to_number(object, name);
+  const double value = keep(to_number(object, name));
   if (!(value >= 0)) refuse(Refusal::kValue, name, kNoIndex, object, "at least 0");
-  return value;
-}
-
-double GroupOptions::rate(const char* name) {
-  // torch's LinearLR from 0.1 to 0 ends at -5e-19, and torch's optimizers carry on.
-  constexpr double kRounding = 1e-12;
-  PyObject* const object = find(name);
-  const double value = to_number(object, name);
-  if (!(value >= -kRounding)) refuse(Refusal::kValue, name, kNoIndex, object, "at least 0");
-  return value;
-}
-
-double GroupOptions::below_one(const char* name, int index) {
-  const py::object item = take(PySequence_GetItem(find(name), index));
-  const double value = to_number(item.ptr(), name, index);
-  if (!(value >= 0 && value < 1)) {
-    refuse(Refusal::kValue, name, index, item.ptr(), "at least 0 and below 1");
-  }
   return value;
 }
 
 bool GroupOptions::flag(const char* name) {
   const int truth = PyObject_IsTrue(find(name));
   if (truth < 0) throw py::error_already_set();
-  return truth != 0;
+  return keep(truth) != 0;
+}
+
+double GroupOptions::rate(const char* name) {
+  // torch's LinearLR from 0.1 to 0 ends at -5e-19, and torch's optimizers carry on.
+  constexpr double kRounding = 1e-12;
+  PyObject* const object = find(name);
+  const bool is_known = !is_left(object, name, kNoIndex);
+  const double value = values_.back().value.value;
+  if (is_known && !(value >= -kRounding)) {
+    refuse(Refusal::kValue, name, kNoIndex, object, "at least 0");
+  }
+  return value;
+}
+
+double GroupOptions::below_one(const char* name, int index) {
+  const py::object item = take(PySequence_GetItem(find(name), index));
+  const bool is_known = !is_left(item.ptr(), name, index);
+  const double value = values_.back().value.value;
+  if (is_known && !(value >= 0 && value < 1)) {
+    refuse(Refusal::kValue, name, index, item.ptr(), "at least 0 and below 1");
+  }
+  return value;
 }
 
 }  // namespace fusedopt

@@ -4,7 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "bindings/python.h"
+#include "bindings/torch_tensors.h"
+#include "core/scalars.h"
 
 namespace fusedopt {
 
@@ -22,22 +23,42 @@ class OptionNames {
   std::vector<Entry> entries_;
 };
 
+struct GroupOption {
+  OptionValue value;
+  Device device;  // of the source, if it has one
+};
+
+// Reads options and keeps what it reads, so that an engine can read the same again where a tensor
+// on a device holds an option.
 class GroupOptions {
  public:
-  GroupOptions(PyObject* group, OptionNames& names) : group_(group), names_(names) {}
+  // Options that a device holds are left to the engine (they read as NaN, and are not checked), or
+  // else fetched, which waits for the device.
+  enum OnDevice { kLeave, kFetch };
+
+  GroupOptions(PyObject* group, OptionNames& names, const TorchTensors& torch, OnDevice on_device,
+               std::vector<GroupOption>& values)
+      : group_(group), names_(names), torch_(torch), on_device_(on_device), values_(values) {}
 
   // Each throws Refusal with the option's name and value if it is missing or out of bounds.
   double number(const char* name);
   double non_negative(const char* name);
+  bool flag(const char* name);
+
+  // These may be left to a device, so no rule may choose a variant by them but shared.h.
   double rate(const char* name);  // not negative, but for what a scheduler's rounding leaves of 0
   double below_one(const char* name, int index);  // element of a sequence, in [0, 1)
-  bool flag(const char* name);
 
  private:
   PyObject* find(const char* name);
+  double keep(double value);
+  bool is_left(PyObject* object, const char* name, int index);  // keeps it as well
 
   PyObject* group_;
   OptionNames& names_;
+  const TorchTensors& torch_;
+  OnDevice on_device_;
+  std::vector<GroupOption>& values_;
   size_t position_ = 0;
 };
 

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "bindings/engines.h"
 #include "bindings/step.h"
 #include "core/refusal.h"
 #include "cpu/isa.h"
@@ -50,6 +51,22 @@ PyObject* exception_type(Refusal::Kind kind) {
   return PyExc_RuntimeError;
 }
 
+// Turns a Refusal into the exception that Python sees. `location` says where it happened.
+template <class F, class Location>
+void with_exceptions(F f, Location location) {
+  try {
+    f();
+  } catch (const Refusal& refusal) {
+    PyErr_SetString(exception_type(refusal.kind), (location() + refusal.what()).c_str());
+    throw py::error_already_set();
+  }
+}
+
+template <class F>
+void with_exceptions(F f) {
+  with_exceptions(f, [] { return std::string(); });
+}
+
 TorchTensors& torch_tensors() {
   static auto* const tensors = new TorchTensors;
   return *tensors;
@@ -72,24 +89,13 @@ class BorrowedMemory {
 thread_local std::unique_ptr<StepMemory> BorrowedMemory::spare_;
 
 void step(const std::string& rule, const py::object& param_groups, const py::object& state,
-          const py::object& create_state) {
+          const py::object& create_state, const py::object& grad_scale,
+          const py::object& found_inf) {
   BorrowedMemory memory;
-  Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), *memory);
-  try {
-    step.gather(param_groups.ptr());
-  } catch (const Refusal& refusal) {
-    PyErr_SetString(exception_type(refusal.kind), (step.location() + refusal.what()).c_str());
-    throw py::error_already_set();
-  }
+  const AmpTensors amp(grad_scale.ptr(), found_inf.ptr(), torch_tensors());
+  Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), amp, *memory);
+  with_exceptions([&] { step.gather(param_groups.ptr()); }, [&] { return step.location(); });
   step.run();
-}
-
-void select_isa(const std::string& name) {
-  try {
-    cpu::select_isa(name);
-  } catch (const Refusal& refusal) {
-    throw py::value_error(refusal.what());
-  }
 }
 
 std::vector<std::string> available_isas() {
@@ -111,11 +117,19 @@ PYBIND11_MODULE(_native, m) {
       py::arg("torch"), py::arg("local_tensor"));
   m.def(
       "step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
-      py::arg("create_state"),
+      py::arg("create_state"), py::arg("grad_scale") = py::none(),
+      py::arg("found_inf") = py::none(),
       "Updates every parameter of all groups that has a gradient, or raises and changes nothing.");
+  m.def(
+      "load_cuda", [] { with_exceptions([] { cuda_engine_of_module(); }); },
+      "Loads the CUDA engine, as the first step of a parameter on a GPU does.");
+  m.def("use_engine_on_cpu", &use_engine_on_cpu, py::arg("engine"));
   m.def("available_isas", &available_isas);
   m.def("selected_isa", [] { return cpu::selected_isa().isa; });
-  m.def("select_isa", &select_isa, py::arg("name"));
+  m.def(
+      "select_isa",
+      [](const std::string& name) { with_exceptions([&] { cpu::select_isa(name); }); },
+      py::arg("name"));
 }
 
 }  // namespace fusedopt

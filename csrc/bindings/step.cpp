@@ -1,10 +1,10 @@
 #include "bindings/step.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <unordered_map>
 
-#include "core/engine.h"
+#include "bindings/engines.h"
 #include "core/ieee_environment.h"
 #include "core/refusal.h"
 
@@ -30,40 +30,21 @@ PyObject* require_list(PyObject* object, const char* what) {
   return object;
 }
 
-// How a step count is stored: torch writes float32, or float64 where that is the default dtype;
-// others may have put an integer tensor there.
-template <class T>
-int64_t load_count(const void* data) {
-  T value;
-  std::memcpy(&value, data, sizeof value);
-  const auto number = static_cast<double>(value);
-  const bool is_count = number >= 0 && number < 0x1p62 && std::floor(number) == number;
-  return is_count ? static_cast<int64_t>(value) : -1;
-}
-
-template <class T>
-void store_count(void* data, int64_t count) {
-  const T value = static_cast<T>(count);
-  std::memcpy(data, &value, sizeof value);
-}
-
-// Calls f with a value of the C type of a step count's dtype; false for any other dtype.
-template <class F>
-bool with_count_type(DLDataType dtype, F f) {
-  if (dtype.code == kDLFloat && dtype.bits == 32) return f(float{}), true;
-  if (dtype.code == kDLFloat && dtype.bits == 64) return f(double{}), true;
-  if (dtype.code == kDLInt && dtype.bits == 64) return f(int64_t{}), true;
-  if (dtype.code == kDLInt && dtype.bits == 32) return f(int32_t{}), true;
-  return false;
+bool is_count(double number) {
+  return number >= 0 && number < 0x1p62 && std::floor(number) == number;
 }
 
 }  // namespace
 
 Step::Step(BoundRule& rule, const TorchTensors& torch, PyObject* state, PyObject* create_state,
-           StepMemory& memory)
-    : rule_(rule), torch_(torch), state_(state), create_state_(create_state), memory_(memory) {
+           const AmpTensors& amp, StepMemory& memory)
+    : rule_(rule),
+      torch_(torch),
+      state_(state),
+      create_state_(create_state),
+      amp_(amp),
+      memory_(memory) {
   memory_.clear();
-  memory_.updates.clear(rule.info.index);
   if (!PyDict_Check(state_)) throw Refusal(Refusal::kType, "optimizer.state must be a dict");
 }
 
@@ -90,7 +71,11 @@ void Step::gather(PyObject* param_groups) {
     prefetch_plan(i);
     add_update(memory_.params[i]);
   }
-  check_overlap();
+  group_index_ = -1;
+  for (const auto& list : memory_.lists) {
+    if (list->is_active) finish_list(*list);
+  }
+  is_skipped_ = host_must_know_ && amp_.found_inf_on_host();
 }
 
 void Step::collect_group(PyObject* group) {
@@ -114,16 +99,26 @@ void Step::collect_group(PyObject* group) {
 
 GroupPlan Step::read_group(PyObject* group) {
   if (!PyDict_Check(group)) throw Refusal(Refusal::kType, "a parameter group must be a dict");
-  GroupOptions options(group, rule_.option_names);
   PyObject* const capturable = find_item(group, kCapturableKey);
   GroupPlan plan;
   plan.group = group;
-  plan.hyper = rule_.read(options);
-  plan.variant = plan.hyper->variant(false);
+  read_options(plan, GroupOptions::kLeave);
   plan.used_states = rule_.info.used_states(plan.variant);
   plan.required_states = rule_.info.used_states(kNoOptions);
   plan.capturable = capturable != nullptr && PyObject_IsTrue(capturable) == 1;
   return plan;
+}
+
+void Step::read_options(GroupPlan& plan, GroupOptions::OnDevice on_device) {
+  plan.first_option = memory_.options.size();
+  GroupOptions options(plan.group, rule_.option_names, torch_, on_device, memory_.options);
+  plan.hyper = rule_.read(options);
+  plan.variant = plan.hyper->variant(false);
+  plan.option_count = memory_.options.size() - plan.first_option;
+  plan.has_left_options = false;
+  for (size_t i = plan.first_option; i < memory_.options.size(); ++i) {
+    if (memory_.options[i].device.type != DeviceType::kCpu) plan.has_left_options = true;
+  }
 }
 
 void Step::collect_param(PyObject* param, PyObject* grad) {
@@ -132,13 +127,13 @@ void Step::collect_param(PyObject* param, PyObject* grad) {
   ParamPlan plan{.group_index = group_index_, .param_index = param_index_};
   plan.operands[kParam] = param;
   plan.operands[kGrad] = resolve_negation(grad);
-  PyObject* const states =
-      rule_.info.counts_steps || group.used_states != 0 ? states_of(param) : nullptr;
-  if (rule_.info.counts_steps) plan.step = state_tensor(param, states, kStepKey, false);
+  if (rule_.info.counts_steps || group.used_states != 0) plan.states = states_of(param);
+  if (rule_.info.counts_steps) plan.step = state_tensor(param, plan.states, kStepKey, false);
   for (unsigned s = 0; s < rule_.state_names.size(); ++s) {
     if (!(group.used_states >> s & 1)) continue;
     const bool optional = !(group.required_states >> s & 1);
-    plan.operands[kFirstState + s] = state_tensor(param, states, rule_.state_names[s], optional);
+    plan.operands[kFirstState + s] =
+        state_tensor(param, plan.states, rule_.state_names[s], optional);
   }
   plan.fresh = memory_.new_states.size() > new_states_before;
   memory_.params.push_back(plan);
@@ -173,33 +168,140 @@ void Step::prefetch_plan(size_t index) const {
 void Step::add_update(const ParamPlan& plan) {
   group_index_ = plan.group_index;
   param_index_ = plan.param_index;
-  GroupPlan& group = current_group();
   std::array<TensorView, kMaxOperands> views;
   Operands operands{};
   for (int k = 0; k < kMaxOperands; ++k) {
     if (plan.operands[k] == nullptr) continue;
     views[k] = view(plan.operands[k], rule_.info.operand_names[k]);
     operands[k] = &views[k];
-    if (k == kParam) check_device(plan.operands[k], views[k].device);
   }
   validate(operands, rule_.info.operand_names);
-  int64_t step = 0;
-  if (plan.step != nullptr) {
-    StepCount count = read_step_count(plan.step);
-    step = ++count.value;
-    memory_.step_counts.push_back(count);
+  if (amp_.scales() && may_overlap_itself(views[kGrad])) {
+    throw Refusal(Refusal::kRuntime,
+                  "the gradient has elements that share memory, so it cannot be unscaled in place");
   }
+  DeviceUpdates& list = list_for(plan.operands[kParam], views[kParam].device);
+  if (!list.engine->is_asynchronous() && current_group().capturable) {
+    throw Refusal(Refusal::kAssertion,
+                  "capturable=True needs a parameter on a device that can capture graphs; this "
+                  "one is on the CPU");
+  }
+  if (list.is_capturing) check_capture(plan);
 
   Update update;
-  update.variant = static_cast<uint16_t>(plan.fresh ? group.hyper->variant(true) : group.variant);
-  update.scalars = scalars_for(group, step, computes_in_double(views[kParam].dtype));
-  memory_.updates.add(update, operands);
+  update.in_double = computes_in_double(views[kParam].dtype);
+  plan_scalars(plan, list, update);
+  list.updates.add(update, operands);
   if (PyList_Append(updated_.ptr(), plan.operands[kParam]) != 0) throw py::error_already_set();
 }
 
-void Step::check_overlap() {
-  in_order_ = memory_.updates.may_overlap();
-  if (!in_order_) return;
+// Who derives the scalars: the engine, where the host cannot know them; or else the host.
+void Step::plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& update) {
+  GroupPlan& group = current_group();
+  int64_t step = 0;
+  if (plan.step != nullptr) plan_step_count(plan, list, update, step);
+  if (group.has_left_options) {
+    const auto* const options = &memory_.options[group.first_option];
+    const bool are_all_there =
+        list.engine->is_asynchronous() &&
+        std::all_of(options, options + group.option_count, [&](const GroupOption& option) {
+          return option.device.type == DeviceType::kCpu || option.device == list.execution.device;
+        });
+    if (are_all_there) {
+      update.derives = true;
+    } else {
+      read_options(group, GroupOptions::kFetch);
+    }
+  }
+  update.variant = static_cast<uint16_t>(plan.fresh ? group.hyper->variant(true) : group.variant);
+  if (update.variant != group.variant) host_must_know_ = true;
+  update.scalars =
+      update.derives ? options_for(group, list) : scalars_for(group, list, step, update.in_double);
+}
+
+void Step::plan_step_count(const ParamPlan& plan, const DeviceUpdates& list, Update& update,
+                           int64_t& step) {
+  const bool is_capturable = current_group().capturable;
+  const Device& device = list.execution.device;
+  NumberPlace place = find_step_count(plan.step);
+  const bool is_left = list.engine->is_asynchronous() &&
+                       (place.device.type != DeviceType::kCpu || is_capturable || amp_.may_skip());
+  if (is_left && place.device.type == DeviceType::kCpu && place.device != device) {
+    if (is_capturable) {
+      throw Refusal(Refusal::kAssertion,
+                    "capturable=True needs state 'step' on the parameter's device");
+    }
+    // Only the device will know whether this step counts, so the count goes there, and stays.
+    PyObject* const moved =
+        memory_.keep.steal(torch_.to_device(plan.step, plan.operands[kParam]).release().ptr());
+    memory_.new_states.push_back({plan.operands[kParam], plan.states, kStepKey, moved});
+    place = find_step_count(moved);
+  }
+  if (place.device != (is_left ? device : Device{})) {
+    throw Refusal(Refusal::kRuntime, "state 'step' is on another device than the parameter");
+  }
+  if (is_left) {
+    update.derives = true;
+    update.step = place.data;
+    update.step_type = place.type;
+  } else {
+    step = read_step_count(plan.step, place) + 1;
+    memory_.step_counts.push_back({place, step});
+  }
+}
+
+// What an earlier step has left for this engine and device, or a new one.
+DeviceUpdates& Step::unused_list(const Engine& engine, const Device& device) {
+  for (const auto& list : memory_.lists) {
+    if (list->engine == &engine && list->execution.device == device) return *list;
+  }
+  return *memory_.lists.emplace_back(std::make_unique<DeviceUpdates>());
+}
+
+DeviceUpdates& Step::list_for(PyObject* param, const Device& device) {
+  for (const auto& list : memory_.lists) {
+    if (list->is_active && list->execution.device == device) return *list;
+  }
+  Engine& engine = engine_for(device);
+  DeviceUpdates& list = unused_list(engine, device);
+  list.engine = &engine;
+  list.execution = {.device = device, .stream = torch_.current_stream(device)};
+  list.updates.clear(rule_.info.index);
+  list.is_active = true;
+  list.is_capturing = engine.is_capturing(list.execution);
+  list.example = param;
+  return list;
+}
+
+void Step::check_capture(const ParamPlan& plan) const {
+  if (rule_.info.counts_steps && !memory_.groups[static_cast<size_t>(group_index_)].capturable) {
+    const py::handle create_state(create_state_);
+    throw Refusal(Refusal::kRuntime,
+                  "Attempting CUDA graph capture of step() for an instance of " +
+                      py::str(py::type::of(create_state.attr("__self__")).attr("__name__"))
+                          .cast<std::string>() +
+                      " but param_groups' capturable is False.");
+  }
+  if (plan.fresh) {
+    throw Refusal(Refusal::kRuntime,
+                  "its state does not exist yet, and a graph that creates it would do so at every "
+                  "replay; call step() once before capturing");
+  }
+}
+
+void Step::finish_list(DeviceUpdates& list) {
+  check_overlap(list);
+  list.updates.set_amp(amp_.on_device(list.execution.device, list.example, memory_.keep));
+  if (!list.engine->is_asynchronous()) {
+    list.execution.max_threads = torch_.num_threads();
+    host_must_know_ = true;
+  }
+  list.engine->prepare(list.updates, list.execution, list.memory);
+}
+
+void Step::check_overlap(DeviceUpdates& list) {
+  list.execution.in_order = list.updates.may_overlap();
+  if (!list.execution.in_order) return;
   std::unordered_map<PyObject*, const ParamPlan*> seen;
   for (const ParamPlan& plan : memory_.params) {
     const auto [earlier, is_new] = seen.emplace(plan.operands[kParam], &plan);
@@ -209,19 +311,6 @@ void Step::check_overlap() {
     throw Refusal(Refusal::kValue, "is also parameter " +
                                        std::to_string(earlier->second->param_index) + " of group " +
                                        std::to_string(earlier->second->group_index));
-  }
-}
-
-void Step::check_device(PyObject* param, const Device& device) const {
-  if (device.type != DeviceType::kCpu) {
-    throw Refusal(Refusal::kNotImplemented, "the parameter is on device " +
-                                                to_string(py::handle(param).attr("device").ptr()) +
-                                                ", for which fusedopt was built without an engine");
-  }
-  if (memory_.groups[static_cast<size_t>(group_index_)].capturable) {
-    throw Refusal(Refusal::kAssertion,
-                  "capturable=True needs a parameter on a device that can capture graphs; this "
-                  "one is on the CPU");
   }
 }
 
@@ -276,40 +365,65 @@ PyObject* Step::new_state(PyObject* param, PyObject* states, PyObject* name) {
   return tensor;
 }
 
-StepCount Step::read_step_count(PyObject* tensor) {
+NumberPlace Step::find_step_count(PyObject* tensor) {
+  // A tensor of some other class may hold it.
   const DLTensor described = torch_.describe(tensor, "state 'step'", memory_.keep);
-  StepCount count{static_cast<char*>(described.data) + described.byte_offset, described.dtype, -1};
   int64_t numel = 1;
   for (int d = 0; d < described.ndim; ++d) numel *= described.shape[d];
-  if (numel != 1 || described.device.device_type != kDLCPU) {
-    throw Refusal(Refusal::kRuntime, "state 'step' must be one number on the CPU");
-  }
-  const bool known = with_count_type(
-      described.dtype, [&](auto type) { count.value = load_count<decltype(type)>(count.data); });
-  if (!known || count.value < 0) {
+  if (numel != 1) throw Refusal(Refusal::kRuntime, "state 'step' must be one number");
+  const auto place = to_number_place(described);
+  if (!place) {
     throw Refusal(Refusal::kValue, "state 'step' is not a count: " + to_string(tensor));
   }
-  return count;
+  return *place;
 }
 
-uint32_t Step::scalars_for(GroupPlan& group, int64_t step, bool in_double) {
+int64_t Step::read_step_count(PyObject* tensor, const NumberPlace& place) const {
+  if (!is_count(load_number(place.data, place.type))) {
+    throw Refusal(Refusal::kValue, "state 'step' is not a count: " + to_string(tensor));
+  }
+  return load_count(place.data, place.type);
+}
+
+uint32_t Step::scalars_for(GroupPlan& group, DeviceUpdates& list, int64_t step, bool in_double) {
   auto& latest = group.latest_scalars[in_double];
-  if (latest.step != step) {
-    latest = {step, group.hyper->add_scalars(memory_.updates, step, in_double)};
+  if (latest.step != step || latest.list != &list) {
+    latest = {&list, step, group.hyper->add_scalars(list.updates, step, in_double)};
   }
   return latest.position;
 }
 
+uint32_t Step::options_for(GroupPlan& group, DeviceUpdates& list) {
+  if (group.latest_options.list == &list) return group.latest_options.position;
+  std::vector<OptionValue> values;
+  for (size_t i = 0; i < group.option_count; ++i) {
+    const GroupOption& option = memory_.options[group.first_option + i];
+    values.push_back(option.value);
+    // What another device holds, the host has read.
+    if (option.device != list.execution.device) values.back().source = nullptr;
+  }
+  group.latest_options = {&list, 0, list.updates.add(std::span<const OptionValue>(values))};
+  return group.latest_options.position;
+}
+
 void Step::run() {
-  group_index_ = -1;
+  if (is_skipped_) return;
   publish_new_states();
-  if (memory_.updates.numel() > 0) {
-    const int threads = in_order_ ? 1 : torch_.num_threads();
+  {
     const py::gil_scoped_release release;
-    cpu_engine().run(memory_.updates, threads);
+    // A launch may fail. The CPU cannot, so it comes last.
+    run_lists(true);
+    run_lists(false);
   }
   count_steps();
   if (!updated_.empty()) torch_.increment_versions(updated_);
+}
+
+void Step::run_lists(bool asynchronous) {
+  for (const auto& list : memory_.lists) {
+    if (!list->is_active || list->engine->is_asynchronous() != asynchronous) continue;
+    list->engine->run(list->updates, list->execution, list->memory.get());
+  }
 }
 
 void Step::publish_new_states() {
@@ -326,8 +440,7 @@ void Step::publish_new_states() {
 
 void Step::count_steps() {
   for (const StepCount& count : memory_.step_counts) {
-    with_count_type(count.dtype,
-                    [&](auto type) { store_count<decltype(type)>(count.data, count.value); });
+    store_count(count.place.data, count.place.type, count.value);
   }
 }
 

@@ -5,6 +5,25 @@
 #include "core/refusal.h"
 
 namespace fusedopt {
+namespace {
+
+Device to_device(DLDevice device) {
+  const DeviceType type = device.device_type == kDLCPU    ? DeviceType::kCpu
+                          : device.device_type == kDLCUDA ? DeviceType::kCuda
+                                                          : DeviceType::kOther;
+  return {type, device.device_id};
+}
+
+std::optional<NumberType> to_number_type(DLDataType dtype) {
+  if (dtype.lanes != 1) return std::nullopt;
+  if (dtype.code == kDLFloat && dtype.bits == 32) return NumberType::kFloat32;
+  if (dtype.code == kDLFloat && dtype.bits == 64) return NumberType::kFloat64;
+  if (dtype.code == kDLInt && dtype.bits == 32) return NumberType::kInt32;
+  if (dtype.code == kDLInt && dtype.bits == 64) return NumberType::kInt64;
+  return std::nullopt;
+}
+
+}  // namespace
 
 void TorchTensors::attach(const py::object& torch, const py::object& local_tensor) {
   const py::object tensor_type = torch.attr("Tensor");
@@ -103,6 +122,32 @@ void TorchTensors::prefetch_storage(PyObject* tensor) const {
   __builtin_prefetch(storage);
 }
 
+std::optional<NumberPlace> TorchTensors::find_number(PyObject* tensor) const {
+  DLTensor described;
+  if (!is_plain(tensor)) return std::nullopt;
+  if (api_->dltensor_from_py_object_no_sync(tensor, &described) != 0) {
+    PyErr_Clear();
+    return std::nullopt;
+  }
+  for (int d = 0; d < described.ndim; ++d) {
+    if (described.shape[d] != 1) return std::nullopt;
+  }
+  return to_number_place(described);
+}
+
+py::object TorchTensors::to_device(PyObject* tensor, PyObject* like) const {
+  return py::handle(tensor).attr("to")(py::handle(like).attr("device"));
+}
+
+void* TorchTensors::current_stream(const Device& device) const {
+  void* stream = nullptr;
+  if (device.type != DeviceType::kCuda) return stream;
+  if (api_->current_work_stream(kDLCUDA, device.index, &stream) != 0) {
+    throw py::error_already_set();
+  }
+  return stream;
+}
+
 int TorchTensors::num_threads() const {
   return take(PyObject_CallNoArgs(get_num_threads_.ptr())).cast<int>();
 }
@@ -127,13 +172,6 @@ void TorchTensors::refuse(PyObject* tensor, const char* what) const {
 
 namespace {
 
-Device to_device(DLDevice device) {
-  const DeviceType type = device.device_type == kDLCPU    ? DeviceType::kCpu
-                          : device.device_type == kDLCUDA ? DeviceType::kCuda
-                                                          : DeviceType::kOther;
-  return {type, device.device_id};
-}
-
 DType to_dtype(DLDataType dtype, const char* what) {
   if (dtype.lanes == 1) {
     if (dtype.code == kDLFloat && dtype.bits == 32) return DType::kFloat32;
@@ -152,6 +190,13 @@ DType to_dtype(DLDataType dtype, const char* what) {
 }
 
 }  // namespace
+
+std::optional<NumberPlace> to_number_place(const DLTensor& tensor) {
+  const std::optional<NumberType> type = to_number_type(tensor.dtype);
+  if (!type || tensor.data == nullptr) return std::nullopt;
+  return NumberPlace{static_cast<char*>(tensor.data) + tensor.byte_offset, *type,
+                     to_device(tensor.device)};
+}
 
 TensorView to_view(const DLTensor& tensor, const char* what) {
   TensorView view;

@@ -3,12 +3,21 @@
 
 #include <dlpack/dlpack.h>
 
+#include <optional>
 #include <string>
 
 #include "bindings/python.h"
 #include "core/layout.h"
+#include "core/number.h"
 
 namespace fusedopt {
+
+// A number in the memory of some device.
+struct NumberPlace {
+  void* data;
+  NumberType type;
+  Device device;
+};
 
 class TorchTensors {
  public:
@@ -30,7 +39,15 @@ class TorchTensors {
   void prefetch_metadata(PyObject* tensor) const;
   void prefetch_storage(PyObject* tensor) const;
 
+  // Where a tensor of one element keeps it; nothing if the tensor is no such or of another type
+  // than those of NumberType.
+  std::optional<NumberPlace> find_number(PyObject* tensor) const;
+
+  // A copy on another device.
+  py::object to_device(PyObject* tensor, PyObject* like) const;
+
   int num_threads() const;
+  void* current_stream(const Device& device) const;
   void increment_versions(const py::object& list) const;
 
  private:
@@ -45,6 +62,9 @@ class TorchTensors {
   py::handle tensor_type_, parameter_type_, local_tensor_;
   py::handle get_num_threads_, increment_version_, is_neg_;
 };
+
+// Where the one element of a tensor is; nothing if it is of another type than those of NumberType.
+std::optional<NumberPlace> to_number_place(const DLTensor& tensor);
 
 // Throws Refusal if its elements are of no type that the engines compute in.
 TensorView to_view(const DLTensor& tensor, const char* what);

@@ -1,16 +1,42 @@
 // What carries out a list of updates on one kind of device.
 #pragma once
 
+#include <memory>
+
 #include "core/update_list.h"
 
 namespace fusedopt {
+
+// How the caller wants it done.
+struct Execution {
+  Device device;
+  void* stream = nullptr;  // of a GPU: the caller's current one
+  int max_threads = 1;     // of a CPU
+  bool in_order = false;   // parameters share memory: one update after the other
+};
+
+// What an engine keeps from step to step.
+class EngineMemory {
+ public:
+  virtual ~EngineMemory() = default;
+};
 
 class Engine {
  public:
   virtual ~Engine() = default;
 
-  // Carries out every update of the list. The list has been validated: this writes.
-  virtual void run(const UpdateList& list, int max_threads) = 0;
+  // Whether it works while the host goes on, which then cannot look into the device's memory: step
+  // counts, options and the finding of a gradient scaler that are there are read by the kernel.
+  virtual bool is_asynchronous() const = 0;
+
+  // Whether the work is being recorded, to be repeated later.
+  virtual bool is_capturing(const Execution&) const { return false; }
+
+  // Reserves everything that run() needs, and writes nothing. `memory` is null in the first step.
+  virtual void prepare(const UpdateList&, const Execution&, std::unique_ptr<EngineMemory>&) {}
+
+  // Carries out every update of the list. The list has been validated and prepared: this writes.
+  virtual void run(const UpdateList& list, const Execution& execution, EngineMemory* memory) = 0;
 };
 
 Engine& cpu_engine();

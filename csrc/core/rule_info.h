@@ -7,6 +7,7 @@
 #include <span>
 #include <string_view>
 
+#include "core/scalars.h"
 #include "core/update_list.h"
 #include "rules/registry.h"
 
@@ -32,20 +33,6 @@ struct RuleInfo {
   unsigned (*used_states)(unsigned variant);  // bit s: state s
 };
 
-// Bit 0 of a variant is shared by all rules; a rule's own bits are above it.
-constexpr unsigned kNoOptions = 0;
-constexpr unsigned kL2Penalty = 1;
-constexpr unsigned rule_variant(unsigned variant) { return variant >> 1; }
-template <class Rule>
-constexpr unsigned kVariantCount = unsigned{Rule::kVariants} << 1;
-
-// What a kernel gets: the scalars of the shared part and of the rule.
-template <class Rule, class T>
-struct KernelScalars {
-  SharedScalars<T> shared;
-  typename Rule::template Scalars<T> rule;
-};
-
 template <class Rule>
 class HyperparametersOf final : public Hyperparameters {
  public:
@@ -56,16 +43,11 @@ class HyperparametersOf final : public Hyperparameters {
   }
 
   uint32_t add_scalars(UpdateList& list, int64_t step, bool in_double) const override {
-    return in_double ? list.add_scalars(derive<double>(step))
-                     : list.add_scalars(derive<float>(step));
+    return in_double ? list.add(derive_scalars<double, Rule>(hyper_, step))
+                     : list.add(derive_scalars<float, Rule>(hyper_, step));
   }
 
  private:
-  template <class T>
-  KernelScalars<Rule, T> derive(int64_t step) const {
-    return {derive_shared<T>(hyper_), Rule::template derive<T>(hyper_, step)};
-  }
-
   typename Rule::Hyper hyper_;
 };
 

@@ -1,4 +1,5 @@
-// The updates of one optimizer step, in one list whatever the number of parameter groups.
+// The updates of one optimizer step on one device, in one list whatever the number of parameter
+// groups.
 #pragma once
 
 #include <array>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "core/layout.h"
+#include "core/scalars.h"
 
 namespace fusedopt {
 
@@ -18,12 +20,21 @@ struct Update {
   std::array<DType, kMaxOperands> dtypes{};
   bool in_double = false;  // the type of the arithmetic
   bool direct = true;      // one run of that type in every operand: no staging
+  bool derives = false;    // the engine derives the scalars, and counts the step
   uint16_t variant = 0;    // options resolved outside the element loop
-  uint32_t scalars = 0;    // position in UpdateList::scalars
+  uint32_t scalars = 0;    // position of the scalars or, where it derives them, of the options
   uint32_t first_dim = 0;  // position in UpdateList::dims
   uint32_t dim_count = 0;  // 0: one run
   int64_t numel = 0;
-  int64_t first = 0;  // position of its first element in the list of all elements
+  int64_t first = 0;     // position of its first element in the list of all elements
+  void* step = nullptr;  // where it derives: the count in the device's memory, if the rule has one
+  NumberType step_type = NumberType::kFloat32;
+};
+
+// What a gradient scaler asks for, as numbers in the device's memory.
+struct AmpScaling {
+  const float* grad_scale = nullptr;  // divides the gradients, or null
+  const float* found_inf = nullptr;   // not 0: nothing may be changed; or null
 };
 
 // A place in the list of all elements.
@@ -39,21 +50,28 @@ class UpdateList {
     updates_.clear();
     scalars_.clear();
     dims_.clear();
+    amp_ = {};
     numel_ = 0;
   }
 
-  // Keeps a copy of the scalars, to be named by any number of updates.
-  template <class Scalars>
-  uint32_t add_scalars(const Scalars& scalars) {
-    static_assert(std::is_trivially_copyable_v<Scalars>);
+  // Keeps a copy of scalars or options, to be named by any number of updates.
+  template <class Record>
+  uint32_t add(const Record& record) {
+    return add(std::span(&record, 1));
+  }
+  template <class Record>
+  uint32_t add(std::span<const Record> records) {
+    static_assert(std::is_trivially_copyable_v<Record>);
     const size_t position = scalars_.size();
-    scalars_.resize(position + (sizeof(Scalars) + sizeof(double) - 1) / sizeof(double));
-    std::memcpy(&scalars_[position], &scalars, sizeof(Scalars));
+    scalars_.resize(position + (records.size_bytes() + sizeof(double) - 1) / sizeof(double));
+    std::memcpy(scalars_.data() + position, records.data(), records.size_bytes());
     return static_cast<uint32_t>(position);
   }
 
   // Adds an update of operands of the same sizes; everything but layout and position is set.
   void add(Update update, const Operands& operands);
+
+  void set_amp(const AmpScaling& amp) { amp_ = amp; }
 
   // Whether parameters of different updates may share memory. Keeps the order of addresses that it
   // finds, which rarely changes from step to step, so that it need not sort again.
@@ -66,7 +84,10 @@ class UpdateList {
   unsigned rule() const { return rule_; }
   int64_t numel() const { return numel_; }
   const std::vector<Update>& updates() const { return updates_; }
+  const AmpScaling& amp() const { return amp_; }
   const void* scalars(const Update& update) const { return &scalars_[update.scalars]; }
+  std::span<const double> all_scalars() const { return scalars_; }
+  std::span<const StridedDim> all_dims() const { return dims_; }
   std::span<const StridedDim> dims(const Update& update) const {
     return {dims_.data() + update.first_dim, update.dim_count};
   }
@@ -75,6 +96,7 @@ class UpdateList {
 
  private:
   unsigned rule_ = 0;
+  AmpScaling amp_;
   int64_t numel_ = 0;
   std::vector<Update> updates_;
   std::vector<double> scalars_;  // double for its alignment

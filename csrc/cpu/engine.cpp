@@ -18,7 +18,8 @@ void update_range(const KernelTable& isa, const UpdateList& list, const Update& 
                   int64_t begin, int64_t end) {
   if (begin == end) return;
   const Kernel kernel = isa.kernels[list.rule()][2 * update.variant + update.in_double];
-  if (!update.direct) return update_staged(isa, kernel, list, update, begin, end);
+  const bool direct = update.direct && list.amp().grad_scale == nullptr;
+  if (!direct) return update_staged(isa, kernel, list, update, begin, end);
 
   const auto size = static_cast<int64_t>(update.in_double ? sizeof(double) : sizeof(float));
   std::array<void*, kMaxOperands> operands = update.data;
@@ -30,8 +31,11 @@ void update_range(const KernelTable& isa, const UpdateList& list, const Update& 
 
 class CpuEngine final : public Engine {
  public:
-  void run(const UpdateList& list, int max_threads) override {
+  bool is_asynchronous() const override { return false; }
+
+  void run(const UpdateList& list, const Execution& execution, EngineMemory*) override {
     const KernelTable& isa = selected_isa();
+    const int max_threads = execution.in_order ? 1 : execution.max_threads;
     const int64_t worthwhile = list.numel() / kMinElementsPerThread;
     const int parts = static_cast<int>(std::clamp<int64_t>(worthwhile, 1, max_threads));
     run_parts(parts, [&](int part) {

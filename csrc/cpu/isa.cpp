@@ -2,6 +2,10 @@
 
 #include <atomic>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "core/refusal.h"
 
 namespace fusedopt::cpu {
@@ -28,11 +32,20 @@ extern const KernelTable kernel_table;
 
 namespace {
 
+#if defined(__x86_64__)
+// Not __builtin_cpu_supports("f16c"), which many versions of clang do not know. Whether the
+// operating system saves the registers is the same question as for AVX2.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 std::vector<const KernelTable*> detect() {
 #if defined(__x86_64__)
   std::vector<const KernelTable*> tables = {&baseline::kernel_table};
   // These ask the operating system as well, which has to save the registers.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && has_f16c()) {
     tables.push_back(&avx2::kernel_table);
   }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&

@@ -21,17 +21,18 @@ namespace {
 template <class Rule, unsigned variant, class T, size_t... state>
 FUSEDOPT_FN void update_elements(void* const* operands, const void* packed_scalars, int64_t n,
                                  std::index_sequence<state...>) {
-  constexpr bool used[] = {Rule::uses(rule_variant(variant), state)...};
+  constexpr std::array<bool, sizeof...(state)> used = {Rule::uses(rule_variant(variant), state)...};
   const auto scalars = *static_cast<const KernelScalars<Rule, T>*>(packed_scalars);
   T* const params = static_cast<T*>(operands[kParam]);
   const T* const grads = static_cast<const T*>(operands[kGrad]);
-  T* const states[] = {static_cast<T*>(operands[kFirstState + state])...};
+  const std::array<T*, sizeof...(state)> states = {
+      static_cast<T*>(operands[kFirstState + state])...};
 
   FUSEDOPT_INDEPENDENT_ITERATIONS
   for (int64_t i = 0; i < n; ++i) {
     T param = params[i];
     T grad = grads[i];
-    T values[] = {(used[state] ? states[state][i] : T(0))...};
+    std::array<T, sizeof...(state)> values = {(used[state] ? states[state][i] : T(0))...};
     apply_shared<(variant & kL2Penalty) != 0>(param, grad, scalars.shared);
     Rule::template update<rule_variant(variant)>(param, grad, values[state]..., scalars.rule);
     params[i] = param;
@@ -63,24 +64,31 @@ struct KernelsOf {
 
 void widen_bfloat16_array(const uint16_t* from, float* to, int64_t n) {
   FUSEDOPT_INDEPENDENT_ITERATIONS
-  for (int64_t i = 0; i < n; ++i) to[i] = widen_bfloat16(from[i]);
+  for (int64_t i = 0; i < n; ++i) to[i] = widen(BFloat16{from[i]});
 }
 
 void narrow_bfloat16_array(const float* from, uint16_t* to, int64_t n) {
   FUSEDOPT_INDEPENDENT_ITERATIONS
-  for (int64_t i = 0; i < n; ++i) to[i] = narrow_bfloat16(from[i]);
+  for (int64_t i = 0; i < n; ++i) to[i] = narrow<BFloat16>(from[i]).bits;
 }
 
 void widen_float16_array(const uint16_t* from, float* to, int64_t n) {
   int64_t i = 0;
   for (; i + kFloat16Lanes <= n; i += kFloat16Lanes) widen_float16_register(from + i, to + i);
-  for (; i < n; ++i) to[i] = widen_float16(from[i]);
+  for (; i < n; ++i) to[i] = widen(Float16{from[i]});
 }
 
 void narrow_float16_array(const float* from, uint16_t* to, int64_t n) {
   int64_t i = 0;
   for (; i + kFloat16Lanes <= n; i += kFloat16Lanes) narrow_float16_register(from + i, to + i);
-  for (; i < n; ++i) to[i] = narrow_float16(from[i]);
+  for (; i < n; ++i) to[i] = narrow<Float16>(from[i]).bits;
+}
+
+template <class T>
+void unscale_array(void* grads, double scale, int64_t n) {
+  T* const grad = static_cast<T*>(grads);
+  FUSEDOPT_INDEPENDENT_ITERATIONS
+  for (int64_t i = 0; i < n; ++i) grad[i] = unscale(grad[i], static_cast<T>(scale));
 }
 
 }  // namespace
@@ -97,6 +105,7 @@ constinit const KernelTable kernel_table = {
     .widen_float16 = widen_float16_array,
     .narrow_bfloat16 = narrow_bfloat16_array,
     .narrow_float16 = narrow_float16_array,
+    .unscale = {unscale_array<float>, unscale_array<double>},
 };
 }  // namespace FUSEDOPT_ISA
 

@@ -1,5 +1,6 @@
-// What one translation unit an instruction set provides: every rule's loop, and the conversions of
-// 16-bit floats. All work on contiguous arrays, at any alignment and of any length.
+// What one translation unit an instruction set provides: every rule's loop, the conversions of
+// 16-bit floats, and the division by a gradient scale. All work on contiguous arrays, at any
+// alignment and of any length.
 #pragma once
 
 #include <array>
@@ -24,6 +25,9 @@ struct KernelTable {
   void (*widen_float16)(const uint16_t* from, float* to, int64_t n);
   void (*narrow_bfloat16)(const float* from, uint16_t* to, int64_t n);
   void (*narrow_float16)(const float* from, uint16_t* to, int64_t n);
+
+  // Divides gradients in the type of the arithmetic by the scale of a gradient scaler. [in_double]
+  void (*unscale[2])(void* grads, double scale, int64_t n);
 };
 
 }  // namespace fusedopt::cpu

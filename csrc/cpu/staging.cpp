@@ -90,12 +90,22 @@ void narrow(const KernelTable& isa, DType dtype, const void* from, void* to, int
 
 // One block: where the elements of each operand are as stored, and where the kernel finds them.
 struct Block {
+  const KernelTable& isa;
+  const Update& update;
+  const float* grad_scale;  // null: the gradients are not scaled
   std::array<Buffer, kMaxOperands> gathered;
   std::array<Buffer, kMaxOperands> widened;
   std::array<void*, kMaxOperands> stored{};
   std::array<void*, kMaxOperands> computed{};
 
-  void load(const KernelTable& isa, const Update& update, int64_t n) {
+  Block(const KernelTable& isa, const UpdateList& list, const Update& update)
+      : isa(isa), update(update), grad_scale(list.amp().grad_scale) {}
+
+  bool writes(int operand) const {
+    return update.data[operand] != nullptr && (operand != kGrad || grad_scale != nullptr);
+  }
+
+  void load(int64_t n) {
     const DType compute = update.in_double ? DType::kFloat64 : DType::kFloat32;
     for (int k = 0; k < kMaxOperands; ++k) {
       if (update.data[k] == nullptr) continue;
@@ -104,11 +114,12 @@ struct Block {
       computed[k] = widened[k].data();
       widen(isa, update.dtypes[k], stored[k], computed[k], n);
     }
+    if (grad_scale != nullptr) isa.unscale[update.in_double](computed[kGrad], *grad_scale, n);
   }
 
-  void store(const KernelTable& isa, const Update& update, int64_t n) {
+  void store(int64_t n) {
     for (int k = 0; k < kMaxOperands; ++k) {
-      if (k == kGrad || computed[k] == stored[k]) continue;
+      if (!writes(k) || computed[k] == stored[k]) continue;
       narrow(isa, update.dtypes[k], computed[k], stored[k], n);
     }
   }
@@ -119,24 +130,22 @@ std::byte* element_address(const Update& update, int operand, int64_t offset) {
   return static_cast<std::byte*>(update.data[operand]) + offset * size;
 }
 
-void update_run(const KernelTable& isa, Kernel kernel, const void* scalars, const Update& update,
-                int64_t begin, int64_t end) {
-  Block block;
+void update_run(Block& block, Kernel kernel, const void* scalars, int64_t begin, int64_t end) {
+  const Update& update = block.update;
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t n = std::min(kBlock, end - i);
     for (int k = 0; k < kMaxOperands; ++k) {
       if (update.data[k] != nullptr) block.stored[k] = element_address(update, k, i);
     }
-    block.load(isa, update, n);
+    block.load(n);
     kernel(block.computed.data(), scalars, n);
-    block.store(isa, update, n);
+    block.store(n);
   }
 }
 
-void update_strided(const KernelTable& isa, Kernel kernel, const void* scalars,
-                    std::span<const StridedDim> dims, const Update& update, int64_t begin,
-                    int64_t end) {
-  Block block;
+void update_strided(Block& block, Kernel kernel, const void* scalars,
+                    std::span<const StridedDim> dims, int64_t begin, int64_t end) {
+  const Update& update = block.update;
   StridedWalk reader(dims, begin);
   StridedWalk writer(dims, begin);
   for (int k = 0; k < kMaxOperands; ++k) {
@@ -146,7 +155,7 @@ void update_strided(const KernelTable& isa, Kernel kernel, const void* scalars,
   const auto copy = [&](StridedWalk& walk, int64_t n, bool to_buffer) {
     walk.next(n, [&](const Offsets& offsets, int64_t position, int64_t run) {
       for (int k = 0; k < kMaxOperands; ++k) {
-        if (update.data[k] == nullptr || (k == kGrad && !to_buffer)) continue;
+        if (update.data[k] == nullptr || !(to_buffer || block.writes(k))) continue;
         const size_t size = size_of(update.dtypes[k]);
         std::byte* const element = element_address(update, k, offsets[k]);
         std::byte* const slot = block.gathered[k].data() + position * size;
@@ -162,9 +171,9 @@ void update_strided(const KernelTable& isa, Kernel kernel, const void* scalars,
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t n = std::min(kBlock, end - i);
     copy(reader, n, true);
-    block.load(isa, update, n);
+    block.load(n);
     kernel(block.computed.data(), scalars, n);
-    block.store(isa, update, n);
+    block.store(n);
     copy(writer, n, false);
   }
 }
@@ -173,11 +182,12 @@ void update_strided(const KernelTable& isa, Kernel kernel, const void* scalars,
 
 void update_staged(const KernelTable& isa, Kernel kernel, const UpdateList& list,
                    const Update& update, int64_t begin, int64_t end) {
+  Block block(isa, list, update);
   const void* scalars = list.scalars(update);
   if (update.dim_count == 0) {
-    update_run(isa, kernel, scalars, update, begin, end);
+    update_run(block, kernel, scalars, begin, end);
   } else {
-    update_strided(isa, kernel, scalars, list.dims(update), update, begin, end);
+    update_strided(block, kernel, scalars, list.dims(update), begin, end);
   }
 }
 

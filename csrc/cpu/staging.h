@@ -1,5 +1,6 @@
-// Brings operands that are not one run of the compute type through contiguous buffers on the stack,
-// a block at a time: widens and narrows 16-bit elements, gathers and scatters strided ones.
+// Brings operands that a kernel cannot take as they are through contiguous buffers on the stack, a
+// block at a time: widens and narrows 16-bit elements, gathers and scatters strided ones, divides
+// gradients by the scale of a gradient scaler and stores them so.
 #pragma once
 
 #include "core/update_list.h"

@@ -19,7 +19,7 @@ struct Adadelta {
   };
 
   template <class Options>
-  static Hyper read(Options& options) {
+  FUSEDOPT_FN static Hyper read(Options& options) {
     Hyper hyper;
     hyper.read_shared(options);
     hyper.rho = options.non_negative("rho");

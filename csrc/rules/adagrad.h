@@ -21,7 +21,7 @@ struct Adagrad {
   };
 
   template <class Options>
-  static Hyper read(Options& options) {
+  FUSEDOPT_FN static Hyper read(Options& options) {
     Hyper hyper;
     hyper.read_shared(options);
     hyper.lr_decay = options.non_negative("lr_decay");

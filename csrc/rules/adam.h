@@ -23,7 +23,7 @@ struct Adam {
   };
 
   template <class Options>
-  static Hyper read(Options& options) {
+  FUSEDOPT_FN static Hyper read(Options& options) {
     Hyper hyper;
     hyper.read_shared(options);
     hyper.beta1 = options.below_one("betas", 0);

@@ -22,7 +22,7 @@ struct Momentum {
   };
 
   template <class Options>
-  static Hyper read(Options& options) {
+  FUSEDOPT_FN static Hyper read(Options& options) {
     Hyper hyper;
     hyper.read_shared(options);
     hyper.momentum = options.non_negative("momentum");

@@ -23,7 +23,7 @@ struct Rmsprop {
   };
 
   template <class Options>
-  static Hyper read(Options& options) {
+  FUSEDOPT_FN static Hyper read(Options& options) {
     Hyper hyper;
     hyper.read_shared(options);
     hyper.alpha = options.non_negative("alpha");

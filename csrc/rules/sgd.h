@@ -15,8 +15,10 @@ struct Sgd {
   static constexpr bool kCountsSteps = false;
   static constexpr std::array<const char*, 1> kStates = {"momentum_buffer"};
 
-  // kFresh: the buffer does not exist yet and becomes a copy of the gradient, undampened.
-  enum : unsigned { kMomentum = 1, kNesterov = 2, kFresh = 4, kVariants = 8 };
+  // Fresh: the buffer is new and becomes a copy of the gradient, undampened. A new buffer holds -0,
+  // from which the formula makes that copy by itself where nothing is dampened: momentum * -0 +
+  // 1 * grad is grad, whatever its sign.
+  enum : unsigned { kPlain, kMomentum, kNesterov, kFreshMomentum, kFreshNesterov, kVariants };
 
   struct Hyper : SharedHyper {
     double momentum = 0, dampening = 0;
@@ -24,7 +26,7 @@ struct Sgd {
   };
 
   template <class Options>
-  static Hyper read(Options& options) {
+  FUSEDOPT_FN static Hyper read(Options& options) {
     Hyper hyper;
     hyper.read_shared(options);
     hyper.momentum = options.non_negative("momentum");
@@ -34,11 +36,13 @@ struct Sgd {
   }
 
   static unsigned variant(const Hyper& hyper, bool fresh) {
-    if (hyper.momentum == 0) return 0;
-    return kMomentum | (hyper.nesterov ? kNesterov : 0u) | (fresh ? kFresh : 0u);
+    if (hyper.momentum == 0) return kPlain;
+    const bool copies = fresh && hyper.dampening != 0;
+    if (hyper.nesterov) return copies ? kFreshNesterov : kNesterov;
+    return copies ? kFreshMomentum : kMomentum;
   }
 
-  static constexpr bool uses(unsigned variant, unsigned) { return variant & kMomentum; }
+  static constexpr bool uses(unsigned variant, unsigned) { return variant != kPlain; }
 
   template <class T>
   struct Scalars {
@@ -52,10 +56,12 @@ struct Sgd {
 
   template <unsigned variant, class T>
   FUSEDOPT_FN static void update(T& param, T grad, T& momentum_buffer, const Scalars<T>& s) {
-    if constexpr (variant & kMomentum) {
+    if constexpr (variant != kPlain) {
+      constexpr bool is_fresh = variant == kFreshMomentum || variant == kFreshNesterov;
+      constexpr bool is_nesterov = variant == kNesterov || variant == kFreshNesterov;
       momentum_buffer =
-          (variant & kFresh) ? grad : s.momentum * momentum_buffer + s.one_minus_dampening * grad;
-      grad = (variant & kNesterov) ? grad + s.momentum * momentum_buffer : momentum_buffer;
+          is_fresh ? grad : s.momentum * momentum_buffer + s.one_minus_dampening * grad;
+      grad = is_nesterov ? grad + s.momentum * momentum_buffer : momentum_buffer;
     }
     param = param - s.lr * grad;
   }

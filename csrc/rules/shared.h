@@ -1,5 +1,5 @@
-// What every rule shares, written once and applied ahead of it: the sign for `maximize` and both
-// kinds of weight decay.
+// What every rule shares, written once and applied ahead of it: the scale of a gradient scaler, the
+// sign for `maximize` and both kinds of weight decay.
 #pragma once
 
 #include "rules/math.h"
@@ -14,20 +14,21 @@ struct SharedHyper {
   bool decoupled_weight_decay = false;
 
   template <class Options>
-  void read_shared(Options& options) {
+  FUSEDOPT_FN void read_shared(Options& options) {
     lr = options.rate("lr");
-    weight_decay = options.non_negative("weight_decay");
+    weight_decay = options.rate("weight_decay");
     maximize = options.flag("maximize");
   }
 
   // Weight decay as a term of the gradient. Decided outside the element loop, because adding
-  // 0 * param is not free of effect: it turns an infinite parameter into a NaN gradient.
+  // 0 * param is not free of effect: it turns an infinite parameter into a NaN gradient. NaN, a
+  // decay that only the device knows, is one.
   bool has_l2_penalty() const { return weight_decay != 0 && !decoupled_weight_decay; }
 };
 
 template <class T>
 struct SharedScalars {
-  T grad_scale;    // +1, or -1 to maximize: a product with either is exact
+  T grad_sign;     // +1, or -1 to maximize: a product with either is exact
   T weight_decay;  // factor of the L2 penalty
   T param_scale;   // decoupled weight decay, 1 without it: a product with 1 is exact
 };
@@ -35,15 +36,21 @@ struct SharedScalars {
 template <class T>
 FUSEDOPT_FN SharedScalars<T> derive_shared(const SharedHyper& hyper) {
   return {
-      .grad_scale = T(hyper.maximize ? -1.0 : 1.0),
+      .grad_sign = T(hyper.maximize ? -1.0 : 1.0),
       .weight_decay = T(hyper.weight_decay),
       .param_scale = T(hyper.decoupled_weight_decay ? 1.0 - hyper.lr * hyper.weight_decay : 1.0),
   };
 }
 
+// The gradient of the loss itself, from that of the loss times the scale of a gradient scaler.
+template <class T>
+FUSEDOPT_FN T unscale(T grad, T scale) {
+  return grad / scale;
+}
+
 template <bool l2_penalty, class T>
 FUSEDOPT_FN void apply_shared(T& param, T& grad, const SharedScalars<T>& scalars) {
-  grad = scalars.grad_scale * grad;
+  grad = scalars.grad_sign * grad;
   if constexpr (l2_penalty) grad = grad + scalars.weight_decay * param;
   param = scalars.param_scale * param;
 }

@@ -20,7 +20,7 @@ struct Touch {
   };
 
   template <class Options>
-  static Hyper read(Options& options) {
+  FUSEDOPT_FN static Hyper read(Options& options) {
     Hyper hyper;
     hyper.read_shared(options);
     const double states = options.non_negative("states");

@@ -1,0 +1,35 @@
+// A single number that lies in memory: a step count, or an option given as a tensor.
+#pragma once
+
+#include <cstdint>
+
+#include "rules/math.h"
+
+namespace fusedopt {
+
+enum class NumberType : uint8_t { kFloat32, kFloat64, kInt32, kInt64 };
+
+FUSEDOPT_FN double load_number(const void* data, NumberType type) {
+  switch (type) {
+    case NumberType::kFloat32: return *static_cast<const float*>(data);
+    case NumberType::kFloat64: return *static_cast<const double*>(data);
+    case NumberType::kInt32: return *static_cast<const int32_t*>(data);
+    default: return static_cast<double>(*static_cast<const int64_t*>(data));
+  }
+}
+
+FUSEDOPT_FN int64_t load_count(const void* data, NumberType type) {
+  return type == NumberType::kInt64 ? *static_cast<const int64_t*>(data)
+                                    : static_cast<int64_t>(load_number(data, type));
+}
+
+FUSEDOPT_FN void store_count(void* data, NumberType type, int64_t count) {
+  switch (type) {
+    case NumberType::kFloat32: *static_cast<float*>(data) = static_cast<float>(count); break;
+    case NumberType::kFloat64: *static_cast<double*>(data) = static_cast<double>(count); break;
+    case NumberType::kInt32: *static_cast<int32_t*>(data) = static_cast<int32_t>(count); break;
+    default: *static_cast<int64_t*>(data) = count;
+  }
+}
+
+}  // namespace fusedopt

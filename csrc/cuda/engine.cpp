@@ -1,0 +1,143 @@
+#include "cuda/engine.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda/check.h"
+#include "cuda/kernels.h"
+#include "cuda/launch_memory.h"
+#include "cuda/launch_plan.h"
+
+namespace fusedopt {
+namespace cuda {
+namespace {
+
+// Makes a device the current one for as long as it lives.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    check(cudaGetDevice(&before_), "asking for the current device");
+    if (before_ == device) return;
+    check(cudaSetDevice(device), "selecting device " + std::to_string(device));
+    is_changed_ = true;
+  }
+  ~CurrentDevice() {
+    if (is_changed_) (void)cudaSetDevice(before_);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool is_changed_ = false;
+};
+
+cudaStream_t stream_of(const Execution& execution) {
+  return static_cast<cudaStream_t>(execution.stream);
+}
+
+struct Launch {
+  LaunchPlan plan;
+  HeldMemory memory;  // null where the table is small and no step is counted
+
+  bool overflows() const { return !plan.fits<kLargeTable>(); }
+};
+
+struct Memory final : EngineMemory {
+  std::vector<Launch> launches;
+  size_t count = 0;  // of them in this step; the others keep their memory for a later one
+  alignas(Table<kLargeTable>) std::byte table[sizeof(Table<kLargeTable>)];
+};
+
+class CudaEngine final : public Engine {
+ public:
+  bool is_asynchronous() const override { return true; }
+
+  bool is_capturing(const Execution& execution) const override {
+    cudaStreamCaptureStatus status;
+    const CurrentDevice current(execution.device.index);
+    check(cudaStreamIsCapturing(stream_of(execution), &status), "asking whether a stream captures");
+    return status != cudaStreamCaptureStatusNone;
+  }
+
+  void prepare(const UpdateList& list, const Execution& execution,
+               std::unique_ptr<EngineMemory>& memory) override {
+    if (memory == nullptr) memory = std::make_unique<Memory>();
+    auto& [launches, count, table] = static_cast<Memory&>(*memory);
+    const CurrentDevice current(execution.device.index);
+    const size_t updates = list.updates().size();
+    const size_t updates_a_launch = execution.in_order ? 1 : updates;
+    count = execution.in_order ? updates : 1;
+    if (launches.size() < count) launches.resize(count);
+    for (size_t l = 0; l < count; ++l) {
+      Launch& launch = launches[l];
+      launch.plan.build(list, l * updates_a_launch, updates_a_launch);
+      launch.memory = nullptr;
+      if (!launch.overflows() && !launch.plan.counts_steps()) continue;
+      const auto& sections = launch.plan.sections();
+      const size_t capacity = launch.overflows() ? sections.size() : 0;
+      launch.memory = hold_memory(execution.device.index, capacity);
+      std::copy_n(sections.begin(), capacity, launch.memory->host);
+    }
+  }
+
+  void run(const UpdateList& list, const Execution& execution,
+           EngineMemory* engine_memory) override {
+    auto& memory = static_cast<Memory&>(*engine_memory);
+    const CurrentDevice current(execution.device.index);
+    const bool captures = is_capturing(execution);
+    for (size_t l = 0; l < memory.count; ++l) {
+      Launch& launch = memory.launches[l];
+      if (launch.plan.blocks() == 0) continue;
+      if (launch.overflows()) upload(launch, execution, captures);
+      queue(list.rule(), launch, execution, memory.table);
+      if (launch.memory == nullptr) continue;
+      if (captures) {
+        give_to_graph(std::move(launch.memory), stream_of(execution));
+      } else {
+        check(cudaEventRecord(launch.memory->finished, stream_of(execution)), "recording an event");
+        launch.memory = nullptr;
+      }
+    }
+  }
+
+ private:
+  static void upload(const Launch& launch, const Execution& execution, bool captures) {
+    const size_t size = launch.plan.sections().size();
+    // A graph keeps the table for itself, so it need not copy it at every replay.
+    if (captures) return upload_now(*launch.memory, size);
+    check(cudaMemcpyAsync(launch.memory->device, launch.memory->host, size, cudaMemcpyHostToDevice,
+                          stream_of(execution)),
+          "copying a launch's table");
+  }
+
+  static void queue(unsigned rule, const Launch& launch, const Execution& execution,
+                    std::byte* table) {
+    const bool is_large = !launch.overflows() && !launch.plan.fits<kSmallTable>();
+    const std::byte* const overflow = launch.overflows() ? launch.memory->device : nullptr;
+    uint32_t* const arrivals = launch.memory == nullptr ? nullptr : launch.memory->arrivals;
+    if (is_large) {
+      launch.plan.write(*reinterpret_cast<Table<kLargeTable>*>(table), overflow, arrivals);
+    } else {
+      launch.plan.write(*reinterpret_cast<Table<kSmallTable>*>(table), overflow, arrivals);
+    }
+    void* arguments[] = {table};
+    const uint32_t blocks = launch.plan.blocks();
+    check(cudaLaunchKernel(kernel_of(rule, is_large), dim3(blocks), dim3(kThreads), arguments, 0,
+                           stream_of(execution)),
+          "launching " + std::to_string(blocks) + " blocks of " + std::to_string(kThreads) +
+              " threads on device " + std::to_string(execution.device.index));
+  }
+};
+
+}  // namespace
+}  // namespace cuda
+
+Engine& cuda_engine() {
+  static cuda::CudaEngine engine;
+  return engine;
+}
+
+}  // namespace fusedopt

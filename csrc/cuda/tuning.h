@@ -1,0 +1,30 @@
+// The numbers that the kernel's shape is made of, apart from the kernel.
+//
+// A multiprocessor of an H100 has to keep about 18 KB of reads under way to reach its share of the
+// memory's bandwidth (3.35 TB/s times some 700 ns, over 132 multiprocessors). 640 resident threads
+// that each read one 16-byte pack of two operands have 20 KB under way, and leave a thread the
+// registers that double precision with three states takes. Rules that take fewer registers get more
+// threads by themselves.
+#pragma once
+
+#include <cstdint>
+
+namespace fusedopt::cuda {
+
+constexpr unsigned kThreads = 128;
+constexpr unsigned kMinBlocksPerMultiprocessor = 5;
+
+// The widest access of one thread.
+constexpr unsigned kPackBytes = 16;
+
+// A block updates this much of every operand. Small enough that the last blocks of a launch end
+// together, large enough that finding the tensor is a small part of the block's work.
+constexpr unsigned kPacksPerThread = 8;
+constexpr unsigned kChunkBytes = kThreads * kPacksPerThread * kPackBytes;
+
+// Sizes of a table that is passed by value. A launch copies all of it, so that a small model should
+// not pay for the largest that CUDA allows: 32,764 bytes from CUDA 12.1 and Volta on.
+constexpr unsigned kSmallTable = 4096;
+constexpr unsigned kLargeTable = 32752;
+
+}  // namespace fusedopt::cuda

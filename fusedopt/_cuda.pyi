@@ -1,0 +1,5 @@
+toolkit: str
+architectures: str
+engine: object
+
+def device_count() -> int: ...

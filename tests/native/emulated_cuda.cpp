@@ -1,0 +1,123 @@
+// The CUDA kernels' body, run over all blocks and threads on the CPU, as an engine for tensors
+// there. It proves what does not need a GPU: cutting, the table in both of its storages, heads and
+// tails, indices, who counts a step. Blocks run one after the other in an order that a test
+// chooses.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+
+#include "bindings/engines.h"
+#include "core/ieee_environment.h"
+#include "cuda/block.h"
+#include "cuda/launch_plan.h"
+#include "rules/registry.h"
+
+namespace fusedopt {
+namespace {
+
+enum Storage { kSmall, kLarge, kOverflow };
+
+struct Settings {
+  bool overflows = false;  // even where the table would fit
+  unsigned seed = 0;       // of the blocks' order; 0: ascending
+  unsigned launches = 0, blocks = 0;
+  Storage storage = kSmall;  // of the last launch
+} settings;
+
+using namespace fusedopt::cuda;
+
+template <class Rule, unsigned size>
+void run_blocks(const Table<size>& table, const std::vector<uint32_t>& order) {
+  if (Block<Rule, size>::is_skipped(table)) return;
+  for (uint32_t index : order) {
+    const Block<Rule, size> block(table, index);
+    Shared<Rule> shared{};
+    if (block.derives()) block.derive(shared);
+    for (unsigned thread = 0; thread < kThreads; ++thread) block.run(thread, shared);
+  }
+}
+
+std::vector<uint32_t> block_order(uint32_t blocks) {
+  std::vector<uint32_t> order(blocks);
+  std::iota(order.begin(), order.end(), 0u);
+  if (settings.seed != 0) std::shuffle(order.begin(), order.end(), std::mt19937(settings.seed));
+  return order;
+}
+
+template <class Rule>
+struct RunRule {
+  template <unsigned size>
+  static void run(const LaunchPlan& plan, const std::byte* overflow, uint32_t* arrivals) {
+    static Table<size> table;
+    plan.write(table, overflow, arrivals);
+    run_blocks<Rule>(table, block_order(plan.blocks()));
+  }
+
+  static void launch(const LaunchPlan& plan, uint32_t* arrivals) {
+    const bool overflows = settings.overflows || !plan.fits<kLargeTable>();
+    settings.storage = overflows ? kOverflow : plan.fits<kSmallTable>() ? kSmall : kLarge;
+    switch (settings.storage) {
+      case kSmall: return run<kSmallTable>(plan, nullptr, arrivals);
+      case kLarge: return run<kLargeTable>(plan, nullptr, arrivals);
+      case kOverflow: return run<kSmallTable>(plan, plan.sections().data(), arrivals);
+    }
+  }
+};
+
+using LaunchRule = void (*)(const LaunchPlan&, uint32_t* arrivals);
+
+struct LaunchOf {
+  template <class Rule>
+  LaunchRule operator()() const {
+    return &RunRule<Rule>::launch;
+  }
+};
+
+class EmulatedCuda final : public Engine {
+ public:
+  bool is_asynchronous() const override { return true; }
+
+  void run(const UpdateList& list, const Execution& execution, EngineMemory*) override {
+    const size_t updates = list.updates().size();
+    if (!execution.in_order) return launch(list, 0, updates);
+    for (size_t u = 0; u < updates; ++u) launch(list, u, 1);
+  }
+
+ private:
+  void launch(const UpdateList& list, size_t first, size_t count) {
+    static const auto launches = AllRules::map(LaunchOf{});
+    const IeeeEnvironment environment;
+    plan_.build(list, first, count);
+    if (plan_.blocks() == 0) return;
+    settings.launches += 1;
+    settings.blocks = plan_.blocks();
+    launches[list.rule()](plan_, &arrivals_);
+    if (arrivals_ != 0) throw std::logic_error("blocks that arrived were not counted out");
+  }
+
+  LaunchPlan plan_;
+  uint32_t arrivals_ = 0;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_emulated_cuda, m) {
+  static EmulatedCuda engine;
+  m.attr("engine") = py::capsule(static_cast<Engine*>(&engine), kEngineCapsule);
+  m.attr("chunk_bytes") = kChunkBytes;
+  m.attr("threads") = kThreads;
+  m.attr("min_blocks_per_multiprocessor") = kMinBlocksPerMultiprocessor;
+  m.def("configure",
+        [](bool overflows, unsigned seed) { settings = {.overflows = overflows, .seed = seed}; });
+  m.def("launches", [] { return settings.launches; });
+  m.def("blocks", [] { return settings.blocks; });
+  m.def("storage", [] {
+    constexpr const char* names[] = {"small", "large", "overflow"};
+    return names[settings.storage];
+  });
+}
+
+}  // namespace fusedopt
