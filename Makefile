@@ -7,7 +7,7 @@ SOURCES := $(shell find csrc cmake fusedopt benchmarks tests/native -type f -not
                         -not -path '*/results/*')
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help install bench bench-full test lint format neon-check clean
+.PHONY: help install bench bench-full test lint format neon-check gpu-check clean
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint        check formatting, lint and types"
 	@echo "make format      format everything"
 	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
+	@echo "make gpu-check   build with CUDA, run what needs a GPU, benchmark there (about ten minutes)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +63,12 @@ neon-check:
 	build/checksums > build/checksums.txt
 	qemu-aarch64-static build/checksums_neon | diff - build/checksums.txt
 	@echo "$$(wc -l < build/checksums.txt) checksums are the same"
+
+# Installs nothing from a registry: see tests/gpu/check.sh. PHASES="build tests" chooses.
+PHASES ?= all
+RESULTS_DIR ?= benchmarks/results
+gpu-check:
+	PYTHON=$(PYTHON) RESULTS_DIR=$(RESULTS_DIR) tests/gpu/check.sh $(PHASES)
 
 clean:
 	rm -rf build dist $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,8 +21,9 @@ from fusedopt.info import processor_name
 _PREFIXES = ("FUSEDOPT_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_")
 
 
-def describe() -> dict[str, Any]:
+def describe(device: str = "cpu") -> dict[str, Any]:
     """The machine, the versions and the instruction set; memory in bytes, the date in UTC."""
+    gpu = {"gpu": describe_gpu()} if device == "cuda" else {}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": {
@@ -29,6 +31,7 @@ def describe() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "platform": f"{platform.system()} {platform.machine()}",
+            **gpu,
         },
         "versions": {
             "fusedopt": fusedopt.__version__,
@@ -43,6 +46,36 @@ def describe() -> dict[str, Any]:
         },
         "commit": commit(),
     }
+
+
+def describe_gpu() -> dict[str, Any]:
+    """The current GPU, its driver, and the version of CUDA that torch was built with."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver, or None where nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.split("\n")[0].strip()
+
+
+def file_name(machine: dict[str, Any]) -> str:
+    """The name of a results file: the GPU's name, or the processor's with its cores."""
+    gpu = machine.get("gpu")
+    name = gpu["name"] if gpu else f"{machine['processor']} {machine['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"
 
 
 def commit() -> str | None:

@@ -12,12 +12,14 @@ import torch
 
 import fusedopt
 
-from .touch import Touch
+from .touch import Copy, Touch, ideal_bytes
 
 OURS = "fusedopt"
 TOUCH = "touch"
+COPY = "copy"
+NOT_TORCH = (OURS, TOUCH, COPY)
 
-Factory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+Factory = Callable[[list[dict[str, Any]]], Any]
 
 
 @dataclass(frozen=True)
@@ -38,26 +40,28 @@ class Contest:
 
     def torch_peers(self) -> dict[str, Factory]:
         """The implementations that torch's class has."""
-        peers = {}
+        peers: dict[str, Factory] = {}
         has_fused = "fused" in inspect.signature(self.theirs).parameters
         for name in ("for-loop", "foreach", "fused") if has_fused else ("for-loop", "foreach"):
-            flags = {"foreach": name == "foreach"}
+            flags: dict[str, Any] = {"foreach": name == "foreach"}
             if has_fused:
                 flags["fused"] = name == "fused"
             peers[name] = partial(self.theirs, **self.torch_options, **flags)
         return peers
 
-    def peers(self) -> dict[str, Factory]:
-        """Everyone who is timed, by name."""
-        ours = {OURS: partial(self.ours, **self.options), TOUCH: partial(Touch, states=self.states)}
+    def peers(self, device: str = "cpu") -> dict[str, Factory]:
+        """Everyone who is timed on a device, by name."""
+        ours: dict[str, Factory] = {
+            OURS: partial(self.ours, **self.options),
+            TOUCH: partial(Touch, states=self.states),
+        }
+        if device == "cuda":
+            ours[COPY] = partial(Copy, states=self.states)
         return {**ours, **self.torch_peers()}
 
     def ideal_bytes(self, elements: int, itemsize: int) -> int:
-        """Bytes that a step has to move.
-
-        Parameter, gradient and states are read; parameter and states are written.
-        """
-        return elements * itemsize * (2 + self.states + 1 + self.states)
+        """Bytes that a step has to move."""
+        return ideal_bytes(elements, itemsize, self.states)
 
 
 _SGD = {"momentum": 0.9}
@@ -84,25 +88,27 @@ _TOLERANCE = {
 }
 
 
-def check(peers: dict[str, Factory], dtype: torch.dtype) -> dict[str, str]:
+def check(peers: dict[str, Factory], dtype: torch.dtype, device: str = "cpu") -> dict[str, str]:
     """Why a peer must not be compared, for every peer of torch's of which that is so.
 
     Each takes a few steps on tensors whose sizes are on both sides of a vector's; its parameters
     must be those of this package's optimizer, within rounding.
     """
-    expected = _trajectory(peers[OURS], dtype)
+    expected = _trajectory(peers[OURS], dtype, device)
     reasons = {
-        name: _reason(factory, dtype, expected)
+        name: _reason(factory, dtype, device, expected)
         for name, factory in peers.items()
-        if name not in (OURS, TOUCH)
+        if name not in NOT_TORCH
     }
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _reason(factory: Factory, dtype: torch.dtype, expected: list[torch.Tensor]) -> str | None:
+def _reason(
+    factory: Factory, dtype: torch.dtype, device: str, expected: list[torch.Tensor]
+) -> str | None:
     tolerance = _TOLERANCE[dtype] * max(param.abs().max().item() for param in expected)
     try:
-        params = _trajectory(factory, dtype)
+        params = _trajectory(factory, dtype, device)
         torch.testing.assert_close(params, expected, rtol=0, atol=tolerance)
     except AssertionError:
         return "computes something else"
@@ -111,14 +117,14 @@ def _reason(factory: Factory, dtype: torch.dtype, expected: list[torch.Tensor]) 
     return None
 
 
-def _trajectory(factory: Factory, dtype: torch.dtype) -> list[torch.Tensor]:
+def _trajectory(factory: Factory, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
     """Parameters after three steps from zero, so that they are what the steps have added."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((7,), (64, 64), (3, 1000))
-    params = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+    params = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
     optimizer = factory([{"params": params, "lr": 0.1}])
     for _ in range(3):
         for param in params:
-            param.grad = torch.randn(param.shape, generator=generator).to(dtype)
+            param.grad = torch.randn(param.shape, generator=generator).to(param)
         optimizer.step()
     return params

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import machine, report
-from .peers import CONTESTS, OURS, TOUCH, Factory, check
-from .timing import QUICK, Settings, Summary, Timing, interleave, ratio, summarize
-from .workloads import WORKLOADS, Workload
+from .peers import CONTESTS, COPY, NOT_TORCH, OURS, TOUCH, Factory, check
+from .timing import Settings, Summary, Timing, clock_of, interleave, ratio, settings_for, summarize
+from .workloads import GPU_WORKLOADS, WORKLOADS, Workload
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -32,14 +32,21 @@ _MORE = {
     "mlp": ("SGD", "Adagrad", "RMSprop", "Adadelta"),
     "1000x64": ("SGD", "Adagrad", "RMSprop", "Adadelta"),
 }
+_MORE_GPU = {
+    **_MORE,
+    "one-256m": tuple(name for name in CONTESTS if name != "Adam"),
+    "gpt2-124m": ("AdamW", *_MORE["gpt2-124m"]),
+}
 _MORE_QUICK = {"resnet-50": ("RMSprop", "Adadelta")}
+
+DEVICES = ("cpu", "cuda")
 
 # Two times within this fraction of each other are a tie.
 _TIE = 0.03
 
 
 class UnknownNameError(ValueError):
-    """A workload, optimizer or dtype that there is not."""
+    """A workload, optimizer, dtype or device that there is not."""
 
 
 def run(
@@ -50,6 +57,7 @@ def run(
     dtype: str = "float32",
     json: Path | None = None,
     settings: Settings | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Measures, prints tables and returns what was measured, which ``json`` keeps.
 
@@ -60,39 +68,44 @@ def run(
             some workloads.
         threads: number of threads of both sides; torch's own number by default.
         dtype: of parameters, gradients and states.
-        json: file to write.
+        json: file to write, or a folder in which a file named after the machine is written.
         settings: how much is measured, in place of what ``quick`` says.
+        device: "cpu", or "cuda" for the current GPU.
 
     Raises:
-        UnknownNameError: a workload, optimizer or dtype that there is not.
+        UnknownNameError: a workload, optimizer, dtype or device that there is not, or not here.
     """
-    cases = plan(quick, only, optimizers)
+    cases = plan(quick, only, optimizers, device)
     known(dtype, DTYPES)
-    settings = settings or (QUICK if quick else Settings())
+    settings = settings or settings_for(device, quick)
+    shown = {"quick": quick, "lr": LR, "dtype": dtype, "device": device}
     with torch_threads(threads):
         result = {
-            **machine.describe(),
+            **machine.describe(device),
             "threads": torch.get_num_threads(),
-            "settings": {**asdict(settings), "quick": quick, "lr": LR, "dtype": dtype},
-            "cases": measure_all(cases, DTYPES[dtype], settings),
+            "settings": {**asdict(settings), **shown},
+            "cases": measure_all(cases, DTYPES[dtype], settings, device),
         }
     report.show(result)
     if json is not None:
-        report.save(result, json)
+        path = json / machine.file_name(result["machine"]) if json.is_dir() else json
+        report.save(result, path)
     return result
 
 
 def plan(
-    quick: bool, only: Sequence[str], optimizers: Sequence[str]
+    quick: bool, only: Sequence[str], optimizers: Sequence[str], device: str = "cpu"
 ) -> list[tuple[Workload, list[str]]]:
     """The workloads to run and the optimizers to run on each."""
-    more = _MORE_QUICK if quick else _MORE
+    on_gpu = known_device(device) == "cuda"
+    workloads = GPU_WORKLOADS if on_gpu else WORKLOADS
+    more = _MORE_QUICK if quick else _MORE_GPU if on_gpu else _MORE
     return [
         (
-            known(name, WORKLOADS),
+            known(name, workloads),
             [*optimizers] if optimizers else ["Adam", *more.get(name, ())],
         )
-        for name in only or WORKLOADS
+        for name in only or workloads
         if all(known(optimizer, CONTESTS) for optimizer in optimizers)
     ]
 
@@ -102,6 +115,15 @@ def known(name: str, table: dict[str, Any]) -> Any:
     if name not in table:
         raise UnknownNameError(f"{name!r} is not one of {', '.join(table)}")
     return table[name]
+
+
+def known_device(device: str) -> str:
+    """The device, if this machine has it."""
+    if device not in DEVICES:
+        raise UnknownNameError(f"{device!r} is not one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UnknownNameError("'cuda': torch finds no usable GPU here")
+    return device
 
 
 @contextmanager
@@ -116,7 +138,7 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def measure_all(
-    cases: list[tuple[Workload, list[str]]], dtype: torch.dtype, settings: Settings
+    cases: list[tuple[Workload, list[str]]], dtype: torch.dtype, settings: Settings, device: str
 ) -> list[dict[str, Any]]:
     """Every case, under a progress bar."""
     rows = []
@@ -131,7 +153,7 @@ def measure_all(
         rounds = progress.add_task("")
         for workload, names in cases:
             progress.update(rounds, description=f"{workload.name}: creating", total=None)
-            groups = make_groups(workload, dtype)
+            groups = make_groups(workload, dtype, device)
             for name in names:
                 progress.reset(rounds, description=f"{workload.name} {name}", total=None)
 
@@ -143,12 +165,14 @@ def measure_all(
     return rows
 
 
-def make_groups(workload: Workload, dtype: torch.dtype) -> list[dict[str, Any]]:
+def make_groups(
+    workload: Workload, dtype: torch.dtype, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """Parameter groups with normally distributed values and gradients, each with its own rate."""
     torch.manual_seed(0)
     groups = []
     for index, shapes in enumerate(workload.groups):
-        params = [torch.randn(shape, dtype=dtype) for shape in shapes]
+        params = [torch.randn(shape, dtype=dtype, device=device) for shape in shapes]
         for param in params:
             param.grad = torch.randn_like(param)
         groups.append({"params": params, "lr": LR * (1 + index / len(workload.groups))})
@@ -173,9 +197,10 @@ def measure_case(
         One row of the result; times in seconds a step.
     """
     contest = CONTESTS[optimizer]
-    peers = peers or contest.peers()
     param = groups[0]["params"][0]
-    reasons = check(peers, param.dtype)
+    device = param.device.type
+    peers = peers or contest.peers(device)
+    reasons = check(peers, param.dtype, device)
     steps = {
         name: factory([dict(group) for group in groups]).step
         for name, factory in peers.items()
@@ -184,7 +209,7 @@ def measure_case(
     for step in steps.values():
         for _ in range(settings.warmup):
             step()
-    timings = interleave(steps, settings, advance)
+    timings = interleave(steps, settings, advance, clock_of(device))
     return {
         "workload": workload.name,
         "optimizer": optimizer,
@@ -198,23 +223,35 @@ def measure_case(
 
 
 def describe_timing(timing: Timing) -> dict[str, Any]:
-    """Seconds a step: median, quartiles and every round."""
-    return {**asdict(summarize(timing.seconds)), **asdict(timing)}
+    """Seconds a step: median, quartiles and every round; on a GPU also the stream's median."""
+    described = {**asdict(summarize(timing.seconds)), **asdict(timing)}
+    if timing.stream_seconds:
+        described["stream_median"] = summarize(timing.stream_seconds).median
+    return described
 
 
 def derive(timings: dict[str, Timing], ideal_bytes: int) -> dict[str, Any]:
     """What a row says about its timings."""
     ours = timings[OURS]
-    theirs = {name: timing for name, timing in timings.items() if name not in (OURS, TOUCH)}
+    theirs = {name: timing for name, timing in timings.items() if name not in NOT_TORCH}
     fastest = min(theirs, key=lambda name: summarize(theirs[name].seconds).median, default=None)
     speedup = ratio(theirs[fastest], ours) if fastest else None
     return {
+        **(derive_copy(timings[COPY], ours, ideal_bytes) if COPY in timings else {}),
         "ideal_bytes": ideal_bytes,
         "bytes_per_second": ideal_bytes / summarize(ours.seconds).median,
         "share_of_touch": asdict(ratio(timings[TOUCH], ours)),
         "fastest_torch": fastest,
         "speedup": asdict(speedup) if speedup else None,
         "tie": speedup is not None and is_tie(speedup),
+    }
+
+
+def derive_copy(copy: Timing, ours: Timing, ideal_bytes: int) -> dict[str, Any]:
+    """How a step compares with a copy that moves as many bytes."""
+    return {
+        "copy_bytes_per_second": ideal_bytes / summarize(copy.seconds).median,
+        "share_of_copy": asdict(ratio(copy, ours)),
     }
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy
+import torch
 
 Step = Callable[[], object]
 
@@ -34,13 +35,31 @@ class Settings:
 
 QUICK = Settings(warmup=1, budget=1.5, min_rounds=3, max_rounds=51)
 
+# One measurement has to be long beside the wait at its end, which takes some microseconds.
+GPU = Settings(measurement=1e-2, budget=3.0, min_rounds=5, max_rounds=101)
+GPU_QUICK = Settings(measurement=5e-3, budget=0.5, min_rounds=3, max_rounds=21)
+
+
+def settings_for(device: str, quick: bool) -> Settings:
+    """How much is measured on a device."""
+    if device == "cuda":
+        return GPU_QUICK if quick else GPU
+    return QUICK if quick else Settings()
+
 
 @dataclass
 class Timing:
-    """Seconds a step, one number a round, each over ``steps`` steps in a row."""
+    """Seconds a step, one number a round, each over ``steps`` steps in a row.
+
+    Attributes:
+        steps: steps of one measurement.
+        seconds: by the host's clock.
+        stream_seconds: between events on the GPU's stream; empty on the CPU.
+    """
 
     steps: int
     seconds: list[float] = field(default_factory=list)
+    stream_seconds: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,22 +83,62 @@ def ratio(numerator: Timing, denominator: Timing) -> Summary:
     return summarize([above / below for above, below in pairs])
 
 
-def measure(step: Step, steps: int) -> float:
-    """Seconds a step, over ``steps`` steps in a row."""
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - start) / steps
+class HostClock:
+    """Times steps that are done when they return."""
+
+    def measure(self, step: Step, timing: Timing) -> None:
+        """Adds the seconds a step, over ``timing.steps`` steps in a row, to ``timing``."""
+        start = time.perf_counter()
+        for _ in range(timing.steps):
+            step()
+        timing.seconds.append((time.perf_counter() - start) / timing.steps)
 
 
-def estimate(step: Step, measurement: float) -> float:
+class GpuClock:
+    """Times steps that go on, on the current GPU's current stream, after they have returned.
+
+    The host queues all steps of a measurement and waits once, for the last of them, so a step's
+    time is the longer of the host's and the GPU's, as in a training loop.
+    """
+
+    def __init__(self) -> None:
+        self._start = torch.cuda.Event(enable_timing=True)
+        self._end = torch.cuda.Event(enable_timing=True)
+
+    def measure(self, step: Step, timing: Timing) -> None:
+        """Adds the seconds a step, over ``timing.steps`` steps in a row, to ``timing``."""
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        self._start.record()
+        for _ in range(timing.steps):
+            step()
+        self._end.record()
+        torch.cuda.synchronize()
+        timing.seconds.append((time.perf_counter() - start) / timing.steps)
+        milliseconds = self._start.elapsed_time(self._end)
+        timing.stream_seconds.append(milliseconds * 1e-3 / timing.steps)
+
+
+def clock_of(device: str) -> HostClock | GpuClock:
+    """The clock for steps on a device."""
+    return GpuClock() if device == "cuda" else HostClock()
+
+
+def estimate(step: Step, measurement: float, clock: HostClock | GpuClock) -> float:
     """Seconds a step, roughly: a short step, which varies more, is taken several times."""
-    seconds = measure(step, 1)
-    return measure(step, math.ceil(measurement / seconds)) if seconds < measurement else seconds
+    timing = Timing(1)
+    clock.measure(step, timing)
+    if timing.seconds[-1] < measurement:
+        timing.steps = math.ceil(measurement / timing.seconds[-1])
+        clock.measure(step, timing)
+    return timing.seconds[-1]
 
 
 def interleave(
-    steps: dict[str, Step], settings: Settings, advance: Callable[[int, int], None]
+    steps: dict[str, Step],
+    settings: Settings,
+    advance: Callable[[int, int], None],
+    clock: HostClock | GpuClock | None = None,
 ) -> dict[str, Timing]:
     """Times every peer once a round, in an order that rotates from round to round.
 
@@ -87,11 +146,13 @@ def interleave(
         steps: one step of each peer, warmed up.
         settings: how much is measured.
         advance: called after every round with the rounds done and their total.
+        clock: of the device that the steps run on; the host's by default.
 
     Returns:
         The timing of each peer; equal positions belong to one round.
     """
-    estimates = {name: estimate(step, settings.measurement) for name, step in steps.items()}
+    clock = clock or HostClock()
+    estimates = {name: estimate(step, settings.measurement, clock) for name, step in steps.items()}
     timings = {
         name: Timing(max(1, math.ceil(settings.measurement / seconds)))
         for name, seconds in estimates.items()
@@ -107,7 +168,7 @@ def interleave(
                 timing = timings[name]
                 if timing.steps > 1:
                     steps[name]()  # takes the caches back from the peer before it
-                timing.seconds.append(measure(steps[name], timing.steps))
+                clock.measure(steps[name], timing)
             advance(index + 1, rounds)
     return timings
 

@@ -1,8 +1,10 @@
-"""The floor: a step that moves the memory and computes next to nothing."""
+"""The floors: steps that move the memory and compute next to nothing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from fusedopt import FusedOptimizer
 
@@ -32,3 +34,32 @@ class Touch(FusedOptimizer):
             raise ValueError(f"Invalid number of states: {states}")
         defaults = {"lr": lr, "weight_decay": 0.0, "maximize": False, "states": states}
         super().__init__(params, defaults)
+
+
+class Copy:
+    """One copy within a device that moves as many bytes as a step has to: not an optimizer.
+
+    Half of the bytes are read and half are written.
+
+    Args:
+        groups: parameter groups, of which only the sizes count.
+        states: number of states of a parameter's size.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], states: int) -> None:
+        params = [param for group in groups for param in group["params"]]
+        moved = sum(ideal_bytes(param.numel(), param.itemsize, states) for param in params)
+        self._source = torch.ones(moved // 2, dtype=torch.uint8, device=params[0].device)
+        self._target = torch.empty_like(self._source)
+
+    def step(self) -> None:
+        """Copies."""
+        self._target.copy_(self._source)
+
+
+def ideal_bytes(elements: int, itemsize: int, states: int) -> int:
+    """Bytes that a step has to move.
+
+    Parameter, gradient and states are read; parameter and states are written.
+    """
+    return elements * itemsize * (2 + states + 1 + states)

@@ -86,3 +86,9 @@ WORKLOADS = {
         Workload("500-groups", 500 * [[(4096,)]]),
     )
 }
+
+# A GPU has the memory for a larger tensor, and needs it to be busy for longer than a launch takes.
+GPU_WORKLOADS = {
+    "one-256m": Workload("one-256m", [[(256 * 1024 * 1024,)]]),
+    **{name: workload for name, workload in WORKLOADS.items() if name != "one-64m"},
+}

@@ -34,12 +34,15 @@ def bench(
     optimizer: Annotated[list[str] | None, Option(help="An optimizer; repeat for more.")] = None,
     threads: Annotated[int | None, Option(min=1, help="Threads of both sides.")] = None,
     dtype: Annotated[str, Option(help="float32, float64, bfloat16 or float16.")] = "float32",
-    json: Annotated[Path | None, Option(help="Write every measurement to this file.")] = None,
+    json: Annotated[
+        Path | None, Option(help="Write every measurement to this file or into this folder.")
+    ] = None,
+    device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Time a step beside torch's implementations and beside a kernel that only moves memory."""
     from fusedopt.benchmarks.run import UnknownNameError, run
 
     try:
-        run(quick, only or (), optimizer or (), threads, dtype, json)
+        run(quick, only or (), optimizer or (), threads, dtype, json, device=device)
     except UnknownNameError as error:
         raise typer.BadParameter(str(error)) from None

@@ -15,9 +15,9 @@ class Guarded:
 
     VALUE = 123.0
 
-    def __init__(self, numel: int, dtype: torch.dtype, margin: int = 67):
-        self.memory = torch.full((numel + 2 * margin,), self.VALUE, dtype=dtype)
-        self.touchable = torch.zeros(self.memory.numel(), dtype=torch.bool)
+    def __init__(self, numel: int, dtype: torch.dtype, margin: int = 67, device="cpu"):
+        self.memory = torch.full((numel + 2 * margin,), self.VALUE, dtype=dtype, device=device)
+        self.touchable = torch.zeros(self.memory.numel(), dtype=torch.bool, device=device)
         self.margin = margin
 
     def view(self, size, stride, offset=0):
@@ -34,7 +34,7 @@ class Guarded:
 def bits(tensor: torch.Tensor) -> np.ndarray:
     """The elements of a tensor as integers, in the order of its indices."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return tensor.detach().contiguous().view(kind).numpy()
+    return tensor.detach().cpu().contiguous().view(kind).numpy()
 
 
 def snapshot(optimizer: torch.optim.Optimizer) -> dict:
@@ -43,13 +43,13 @@ def snapshot(optimizer: torch.optim.Optimizer) -> dict:
     for g, group in enumerate(optimizer.param_groups):
         for i, param in enumerate(group["params"]):
             entry = {"version": param._version, "state": param in optimizer.state}
-            if param.device.type == "cpu" and not param.is_complex():
+            if param.device.type in ("cpu", "cuda") and not param.is_complex():
                 entry["param"] = bits(param).tobytes()
             for name, value in optimizer.state.get(param, {}).items():
                 if isinstance(value, torch.Tensor) and value.layout == torch.strided:
                     entry[name] = (
                         str(value.dtype),
-                        value.numpy().tobytes()
+                        value.cpu().numpy().tobytes()
                         if value.dtype not in (torch.bfloat16,)
                         else bits(value).tobytes(),
                     )

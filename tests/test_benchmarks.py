@@ -10,12 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fusedopt.benchmarks import report, table
+from fusedopt.benchmarks import machine, report, table
 from fusedopt.benchmarks import run as bench
-from fusedopt.benchmarks.peers import CONTESTS, OURS, TOUCH, check
-from fusedopt.benchmarks.timing import Settings, Summary, Timing, interleave, ratio
-from fusedopt.benchmarks.touch import Touch
-from fusedopt.benchmarks.workloads import WORKLOADS, Workload
+from fusedopt.benchmarks.peers import CONTESTS, COPY, OURS, TOUCH, check
+from fusedopt.benchmarks.timing import HostClock, Settings, Summary, Timing, interleave, ratio
+from fusedopt.benchmarks.touch import Copy, Touch
+from fusedopt.benchmarks.workloads import GPU_WORKLOADS, WORKLOADS, Workload
 from fusedopt.cli import app
 
 MINIATURE = Settings(warmup=1, measurement=1e-5, budget=0.0, min_rounds=3, max_rounds=3)
@@ -195,7 +195,111 @@ def test_a_plan_takes_the_names_it_is_given():
     assert bench.plan(False, ["mlp"], ["AdamW", "SGD"]) == [(WORKLOADS["mlp"], ["AdamW", "SGD"])]
 
 
-@pytest.mark.parametrize("option", ["--only", "--optimizer", "--dtype"])
+@pytest.mark.parametrize("states", range(4))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copy_moves_as_many_bytes_as_a_step(states, dtype):
+    groups = bench.make_groups(TINY, dtype)
+    copy = Copy(groups, states)
+    copy.step()
+    moved = copy._source.nbytes + copy._target.nbytes
+    assert moved == TINY.elements * dtype.itemsize * (3 + 2 * states) // 2 * 2
+    assert torch.equal(copy._source, copy._target)
+
+
+def test_the_copy_is_timed_on_a_gpu_only():
+    assert COPY not in CONTESTS["Adam"].peers()
+    assert set(CONTESTS["Adam"].peers("cuda")) == {*CONTESTS["Adam"].peers(), COPY}
+
+
+class FakeGpuClock(HostClock):
+    """The host's clock, with numbers where a GPU's stream would have them."""
+
+    def measure(self, step, timing):
+        super().measure(step, timing)
+        timing.stream_seconds.append(timing.seconds[-1])
+
+
+GPU_MACHINE = {
+    "processor": "AMD EPYC", "cores": 16, "memory_bytes": 2**37, "platform": "Linux x86_64",
+    "gpu": {
+        "name": "NVIDIA H100 80GB HBM3", "memory_bytes": 79 * 2**30, "multiprocessors": 132,
+        "compute_capability": "9.0", "driver": "580.1", "cuda": "13.0",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def gpu_result(monkeypatch):
+    """A miniature result as a GPU's is, measured on the CPU."""
+    monkeypatch.setattr(bench, "clock_of", lambda device: FakeGpuClock())
+    groups = bench.make_groups(TINY, torch.float32)
+    cases = [
+        bench.measure_case(
+            TINY, name, groups, MINIATURE, lambda *_: None, CONTESTS[name].peers("cuda")
+        )
+        for name in ("Adam", "RMSprop")
+    ]
+    settings = {"dtype": "float32", "device": "cuda"}
+    return {**machine.describe(), "machine": GPU_MACHINE, "settings": settings, "cases": cases}
+
+
+def test_a_gpus_case_is_compared_with_a_copy(gpu_result):
+    for case in gpu_result["cases"]:
+        copy, ours = case["peers"][COPY], case["peers"][OURS]
+        assert case["copy_bytes_per_second"] == case["ideal_bytes"] / copy["median"]
+        assert case["share_of_copy"]["median"] > 0
+        assert case["fastest_torch"] != COPY
+        assert len(ours["stream_seconds"]) == len(ours["seconds"]) == 3
+        assert ours["stream_median"] > 0
+
+
+def test_a_gpus_table_has_a_column_for_the_copy(gpu_result):
+    lines = report.markdown(gpu_result).splitlines()
+    assert lines[0] == (
+        "NVIDIA H100 80GB HBM3, 79 GiB, driver 580.1, CUDA 13.0, host AMD EPYC, float32, "
+        + lines[0].partition("float32, ")[2]
+    )
+    header, rule, *rows = (line.split("|") for line in lines if line.startswith("|"))
+    assert [title.strip() for title in header[1:8]] == [
+        "workload", "optimizer", "fusedopt", "GB/s", "touch", "copy", "for-loop",
+    ]  # fmt: skip
+    assert len(rows) == 2
+    assert all(len(row) == len(header) == len(rule) for row in rows)
+    assert lines[-1].count("copy: ") == 1
+    report.show(gpu_result)
+
+
+def test_a_results_file_is_named_after_the_gpu_or_the_processor():
+    assert machine.file_name(GPU_MACHINE) == "nvidia-h100-80gb-hbm3.json"
+    host = {key: value for key, value in GPU_MACHINE.items() if key != "gpu"}
+    assert machine.file_name(host) == "amd-epyc-16-cores.json"
+
+
+def test_results_go_into_a_folder_under_that_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "WORKLOADS", {"tiny": TINY})
+    result = bench.run(threads=1, json=tmp_path, settings=MINIATURE)
+    (path,) = tmp_path.iterdir()
+    assert path.name == machine.file_name(result["machine"])
+    assert json.loads(path.read_text()) == result
+
+
+def test_a_gpu_runs_every_rule_on_the_largest_tensor(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    plan = {workload.name: names for workload, names in bench.plan(False, (), (), "cuda")}
+    assert list(plan) == list(GPU_WORKLOADS)
+    assert set(plan["one-256m"]) == set(CONTESTS)
+    assert all(names[0] == "Adam" and len(set(names)) == len(names) for names in plan.values())
+    assert GPU_WORKLOADS["one-256m"].elements == 268_435_456
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    outcome = CliRunner().invoke(app, ["bench", "--device", "cuda"])
+    assert outcome.exit_code == 2
+    assert "no usable GPU" in outcome.output
+
+
+@pytest.mark.parametrize("option", ["--only", "--optimizer", "--dtype", "--device"])
 def test_an_unknown_name_is_refused(option):
     outcome = CliRunner().invoke(app, ["bench", option, "nonsense"])
     assert outcome.exit_code == 2

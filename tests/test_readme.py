@@ -8,16 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from fusedopt.benchmarks.report import markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
-def test_benchmark_table_is_that_of_the_results_file():
-    (path,) = (ROOT / "benchmarks" / "results").glob("*.json")
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_benchmark_table_is_that_of_the_results_file(path):
     assert markdown(json.loads(path.read_text())).strip() in README
 
 
