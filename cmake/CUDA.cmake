@@ -48,7 +48,7 @@ add_library(fusedopt_cuda_kernels OBJECT csrc/cuda/kernels.cu)
 set_target_properties(fusedopt_cuda_kernels PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)
 target_include_directories(fusedopt_cuda_kernels PRIVATE csrc)
 target_compile_options(
-  fusedopt_cuda_kernels PRIVATE ${generate_code} --threads 0 --fmad=false --expt-relaxed-constexpr
+  fusedopt_cuda_kernels PRIVATE ${generate_code} --threads 0 -Xfatbin=-compress-all --fmad=false --expt-relaxed-constexpr
                                 $<$<BOOL:${FUSEDOPT_WERROR}>:--Werror=all-warnings>)
 
 # The runtime is linked in, so that it does not matter which one torch has loaded.

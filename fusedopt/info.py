@@ -26,10 +26,23 @@ def collect() -> dict[str, str]:
         "instruction set": _native.selected_isa(),
         "available": ", ".join(_native.available_isas()),
         "threads": str(torch.get_num_threads()),
-        "CUDA in fusedopt": "not built",
+        "CUDA in fusedopt": cuda_of_fusedopt(),
         "CUDA in torch": f"{torch.version.cuda or 'not built'}, "
         + ("usable" if torch.cuda.is_available() else "not usable"),
     }
+
+
+def cuda_of_fusedopt() -> str:
+    """What the CUDA engine was built with and for, and whether it can be used here."""
+    try:
+        from fusedopt import _cuda
+    except ModuleNotFoundError:
+        return "not built"
+    try:
+        usable = f"{_cuda.device_count()} devices"
+    except RuntimeError as error:
+        usable = str(error)
+    return f"{_cuda.toolkit}, {_cuda.architectures}; {usable}"
 
 
 def processor_name() -> str:

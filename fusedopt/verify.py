@@ -42,6 +42,14 @@ _ROUNDINGS: dict[torch.dtype, Callable[[Array], Array]] = {
 }
 
 
+CUDA = "cuda"
+
+
+def targets() -> list[str]:
+    """What kernels can run on here: the CPU's instruction sets and, if there is a GPU, CUDA."""
+    return [*_native.available_isas(), *([CUDA] if torch.cuda.is_available() else [])]
+
+
 @contextmanager
 def isa(name: str) -> Iterator[None]:
     """Runs native kernels with the instruction set ``name`` inside the context."""
@@ -72,8 +80,8 @@ def reference_rule(case: Case, dtype: torch.dtype) -> Rule:
 
 def to_array(tensor: torch.Tensor) -> Array:
     """A tensor as an array of the type that its arithmetic is done in."""
-    wide = tensor.detach().double() if tensor.dtype == torch.float64 else tensor.detach().float()
-    return wide.numpy().copy()
+    wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return tensor.detach().to("cpu", wide).numpy().copy()
 
 
 def count_mismatches(actual: Array, expected: Array) -> int:
@@ -147,11 +155,11 @@ def oracle_distance(
 
 @dataclass
 class Result:
-    """One row of the table: a rule in one dtype on one instruction set."""
+    """One row of the table: a rule in one dtype on one target."""
 
     rule: str
     dtype: str
-    isa: str
+    target: str
     elements: int = 0
     mismatches: int = 0
     ulp: float = 0.0
@@ -165,7 +173,7 @@ class Result:
             self.first_mismatch = where
 
     def merge(self, other: Result) -> None:
-        """Adds another result of the same rule, dtype and instruction set."""
+        """Adds another result of the same rule, dtype and target."""
         self.add(other.elements, other.mismatches, other.first_mismatch)
         self.ulp = max(self.ulp, other.ulp)
 
@@ -173,14 +181,18 @@ class Result:
 class _Trajectory:
     """One optimizer's parameters as they go through the steps of a case."""
 
-    def __init__(self, case: Case, initial: Sequence[torch.Tensor]) -> None:
-        self.params = [torch.nn.Parameter(tensor.clone()) for tensor in initial]
+    def __init__(self, case: Case, initial: Sequence[torch.Tensor], target: str, count: int):
+        self.isa = None if target == CUDA else target
+        self.thread_count = count
+        device = torch.device(CUDA if target == CUDA else "cpu")
+        self.params = [torch.nn.Parameter(t.to(device, copy=True)) for t in initial]
         self.optimizer = case.row.optimizer(self.params, **case.options)
 
     def step(self, grads: Sequence[torch.Tensor]) -> None:
         for param, grad in zip(self.params, grads, strict=True):
-            param.grad = grad
-        self.optimizer.step()
+            param.grad = grad.to(param.device)
+        with isa(self.isa or _native.selected_isa()), threads(self.thread_count):
+            self.optimizer.step()
 
     def mismatches(self, expected: Sequence[tuple[Array, State]]) -> int:
         total = 0
@@ -198,27 +210,33 @@ class _Trajectory:
 def verify_case(
     case: Case,
     dtype: torch.dtype,
-    isas: Sequence[str],
+    targets: Sequence[str],
     thread_counts: Sequence[int],
     steps: int = STEPS,
     sizes: tuple[int, ...] = SIZES,
 ) -> list[Result]:
-    """Steps one case on every instruction set and thread count, beside the reference.
+    """Steps one case on every target and thread count, beside the reference.
+
+    Targets are instruction sets of the CPU and ``cuda``, which has no thread count.
 
     Parameters, states and step counts are compared after the first three steps, every tenth and
     the last; what differs in between stays different.
 
     Returns:
-        One result an instruction set.
+        One result a target.
     """
     generator = np.random.default_rng(1)
     initial = [torch.from_numpy(generator.standard_normal(n)).to(dtype) for n in sizes]
-    runs = {(name, count): _Trajectory(case, initial) for name in isas for count in thread_counts}
+    runs = {
+        (name, count): _Trajectory(case, initial, name, count)
+        for name in targets
+        for count in (thread_counts[:1] if name == CUDA else thread_counts)
+    }
     group = next(iter(runs.values())).optimizer.param_groups[0]
     options = case.row.reference_options(group)
     rule = reference_rule(case, dtype)
     results = {
-        name: Result(case.row.name, str(dtype).removeprefix("torch."), name) for name in isas
+        name: Result(case.row.name, str(dtype).removeprefix("torch."), name) for name in targets
     }
 
     expected: list[tuple[Array, State]] = [(to_array(tensor), {}) for tensor in initial]
@@ -230,8 +248,7 @@ def verify_case(
         ]
         compare = step <= 3 or step % 10 == 0 or step == steps
         for (name, count), run in runs.items():
-            with isa(name), threads(count):
-                run.step(grads)
+            run.step(grads)
             if not compare:
                 continue
             where = f"{case}, {count} threads, step {step}"
@@ -249,21 +266,21 @@ def default_thread_counts() -> list[int]:
 
 
 def verify(progress: Callable[[int, int], None] | None = None) -> list[Result]:
-    """Verifies every rule in every dtype on every instruction set of this CPU.
+    """Verifies every rule in every dtype on every instruction set of this CPU, and on the GPU.
 
     Args:
         progress: called with the number of cases done and their total.
 
     Returns:
-        One row for each rule, dtype and instruction set, over all of the rule's options.
+        One row for each rule, dtype and target, over all of the rule's options.
     """
     jobs = [(case, dtype) for case in CASES for dtype in DTYPES]
     table: dict[tuple[str, str, str], Result] = {}
     for done, (case, dtype) in enumerate(jobs):
         if progress:
             progress(done, len(jobs))
-        for result in verify_case(case, dtype, _native.available_isas(), default_thread_counts()):
-            key = (result.rule, result.dtype, result.isa)
+        for result in verify_case(case, dtype, targets(), default_thread_counts()):
+            key = (result.rule, result.dtype, result.target)
             table.setdefault(key, Result(*key)).merge(result)
     if progress:
         progress(len(jobs), len(jobs))
@@ -282,16 +299,16 @@ def print_verification() -> int:
         results = verify(lambda done, total: bar.update(task, completed=done, total=total))
 
     table = Table(title="Native kernels against the NumPy reference")
-    for name in ("rule", "dtype", "ISA"):
+    for name in ("rule", "dtype", "target"):
         table.add_column(name)
-    for name in ("elements", "mismatches", "ULP to oracle"):
+    for name in ("elements", "mismatches", "ULP"):
         table.add_column(name, justify="right")
     for result in results:
         style = "bold red" if result.mismatches else None
         table.add_row(
             result.rule,
             result.dtype,
-            result.isa,
+            result.target,
             f"{result.elements:,}",
             f"{result.mismatches:,}",
             f"{result.ulp:.2f}",
@@ -301,12 +318,12 @@ def print_verification() -> int:
     for result in results:
         if result.mismatches:
             console.print(
-                f"first mismatch of {result.rule}, {result.dtype}, {result.isa}: "
+                f"first mismatch of {result.rule}, {result.dtype}, {result.target}: "
                 f"{result.first_mismatch}"
             )
     mismatches = sum(result.mismatches for result in results)
     console.print(
-        f"{len(results)} combinations of rule, dtype and instruction set, thread counts "
-        f"{', '.join(map(str, default_thread_counts()))}: {mismatches:,} mismatches"
+        f"{len(results)} combinations, threads {', '.join(map(str, default_thread_counts()))}: "
+        f"{mismatches:,} mismatches"
     )
     return mismatches

@@ -38,6 +38,14 @@ struct alignas(sizeof(Element) * lanes) Pack {
   Element elements[lanes];
 };
 
+// How many states a rule's own variant reads and writes.
+template <class Rule, unsigned variant>
+constexpr unsigned used_states() {
+  unsigned count = 0;
+  for (unsigned s = 0; s < Rule::kStates.size(); ++s) count += Rule::uses(variant, s);
+  return count;
+}
+
 // Updates one or several elements that lie side by side in every operand. `variant` is the rule's
 // own; what all rules share is decided as the kernel runs, which costs less than compiling it
 // twice.
@@ -53,19 +61,36 @@ class ElementUpdate {
         grad_scale_(grad_scale != nullptr ? static_cast<T>(*grad_scale) : T(1)),
         is_scaled_(grad_scale != nullptr) {}
 
-  // at: where the first of the elements lies in each operand
-  template <unsigned lanes>
-  FUSEDOPT_FN void update(Element* const (&at)[kMaxOperands]) const {
-    update<lanes>(at, std::make_index_sequence<Rule::kStates.size()>{});
+  static constexpr unsigned kOperands = kFirstState + used_states<Rule, variant>();
+
+  // at[p][k]: where pack p of `lanes` elements lies in operand k. All are loaded before any is
+  // stored, so that their reads are under way together.
+  template <unsigned lanes, unsigned packs>
+  FUSEDOPT_FN void update(Element* const (&at)[packs][kMaxOperands]) const {
+    Pack<Element, lanes> loaded[packs][kMaxOperands];
+    for (unsigned p = 0; p < packs; ++p) {
+      for (int k = 0; k < kMaxOperands; ++k) {
+        if (is_used(k)) loaded[p][k] = *pack_at<lanes>(at[p][k]);
+      }
+    }
+    for (unsigned p = 0; p < packs; ++p) {
+      compute<lanes>(loaded[p], std::make_index_sequence<Rule::kStates.size()>{});
+      for (int k = 0; k < kMaxOperands; ++k) {
+        const bool is_written = is_used(k) && (k != kGrad || is_scaled_);
+        if (is_written) *pack_at<lanes>(at[p][k]) = loaded[p][k];
+      }
+    }
   }
 
  private:
+  template <unsigned lanes>
+  FUSEDOPT_FN static Pack<Element, lanes>* pack_at(Element* first) {
+    return in_global_memory(reinterpret_cast<Pack<Element, lanes>*>(first));
+  }
+
   template <unsigned lanes, size_t... state>
-  FUSEDOPT_FN void update(Element* const (&at)[kMaxOperands], std::index_sequence<state...>) const {
-    Pack<Element, lanes> packs[kMaxOperands];
-    for (int k = 0; k < kMaxOperands; ++k) {
-      if (is_used(k)) packs[k] = *reinterpret_cast<const Pack<Element, lanes>*>(at[k]);
-    }
+  FUSEDOPT_FN void compute(Pack<Element, lanes> (&packs)[kMaxOperands],
+                           std::index_sequence<state...>) const {
     for (unsigned lane = 0; lane < lanes; ++lane) {
       const auto element = [&](size_t k) -> Element& { return packs[k].elements[lane]; };
       T param = widen(element(kParam));
@@ -84,10 +109,6 @@ class ElementUpdate {
       Rule::template update<variant>(param, grad, states[state]..., scalars_.rule);
       element(kParam) = narrow<Element>(param);
       ((element(kFirstState + state) = narrow<Element>(states[state])), ...);
-    }
-    for (int k = 0; k < kMaxOperands; ++k) {
-      const bool is_written = is_used(k) && (k != kGrad || is_scaled_);
-      if (is_written) *reinterpret_cast<Pack<Element, lanes>*>(at[k]) = packs[k];
     }
   }
 
@@ -218,27 +239,40 @@ class Block {
     if (kind_.dim_count > 0) return update_strided<Element>(thread, update, begin, end);
 
     Element* first[kMaxOperands];
-    for (int k = 0; k < kMaxOperands; ++k) {
-      first[k] = field<Element*>(offsetof(Entry, data) + k * sizeof(void*)) + begin;
-    }
-    const auto update_at = [&](auto width, unsigned i) {
-      Element* at[kMaxOperands];
-      for (int k = 0; k < kMaxOperands; ++k) at[k] = first[k] + i;
+    for (int k = 0; k < kMaxOperands; ++k) first[k] = data<Element>(k) + begin;
+    const auto update_at = [&](auto width, auto... i) {
+      const unsigned positions[] = {i...};
+      Element* at[sizeof...(i)][kMaxOperands];
+      for (unsigned p = 0; p < sizeof...(i); ++p) {
+        for (int k = 0; k < kMaxOperands; ++k) at[p][k] = first[k] + positions[p];
+      }
       update.template update<decltype(width)::value>(at);
     };
+    using Lanes = std::integral_constant<unsigned, lanes>;
+    constexpr unsigned all_threads = kThreads * lanes;
     const unsigned ahead = chunk_ == 0 ? head : 0;
     const unsigned packs_begin = has_packs && ahead < end ? ahead : end;
     const unsigned packs_end = end - (end - packs_begin) % lanes;
+    unsigned i = packs_begin + thread * lanes;
+    if constexpr (packs_at_once(Update::kOperands) == 2) {
 #pragma unroll 1
-    for (unsigned i = packs_begin + thread * lanes; i < packs_end; i += kThreads * lanes) {
-      update_at(std::integral_constant<unsigned, lanes>{}, i);
+      for (; i + all_threads < packs_end; i += 2 * all_threads) {
+        update_at(Lanes{}, i, i + all_threads);
+      }
     }
+#pragma unroll 1
+    for (; i < packs_end; i += all_threads) update_at(Lanes{}, i);
     const unsigned single = packs_begin + (end - packs_end);
 #pragma unroll 1
     for (unsigned s = thread; s < single; s += kThreads) {
       update_at(std::integral_constant<unsigned, 1>{},
                 s < packs_begin ? s : packs_end + (s - packs_begin));
     }
+  }
+
+  template <class Element>
+  FUSEDOPT_FN Element* data(int operand) const {
+    return field<Element*>(offsetof(Entry, data) + operand * sizeof(void*));
   }
 
   FUSEDOPT_FN static constexpr uint32_t stride_offset(int operand) {
@@ -252,10 +286,8 @@ class Block {
     const uint32_t dims = field<uint32_t>(offsetof(Entry, dims));
 #pragma unroll 1
     for (unsigned e = thread; e < count; e += kThreads) {
-      Element* at[kMaxOperands];
-      for (int k = 0; k < kMaxOperands; ++k) {
-        at[k] = field<Element*>(offsetof(Entry, data) + k * sizeof(void*));
-      }
+      Element* at[1][kMaxOperands];
+      for (int k = 0; k < kMaxOperands; ++k) at[0][k] = data<Element>(k);
       int64_t i = begin + e;
 #pragma unroll 1
       for (unsigned d = kind_.dim_count; d-- > 0;) {
@@ -264,7 +296,7 @@ class Block {
         const int64_t index = i % size_of_dim;
         i /= size_of_dim;
         for (int k = 0; k < kMaxOperands; ++k) {
-          at[k] += index * read<int64_t>(table_, dim + stride_offset(k));
+          at[0][k] += index * read<int64_t>(table_, dim + stride_offset(k));
         }
       }
       update.template update<1>(at);

@@ -15,6 +15,10 @@ namespace {
 constexpr size_t kSmallest = 64 * 1024;
 constexpr size_t kArrivalsSize = 256;  // keeps what follows aligned
 
+// How many are allocated together: a host that runs several steps ahead of the GPU has as many
+// tables under way.
+constexpr size_t kTogether = 8;
+
 // While any stream captures, CUDA refuses calls that are harmless here, such as an allocation.
 class RelaxedCapture {
  public:
@@ -46,26 +50,41 @@ class PrivateStream {
   cudaStream_t stream_ = nullptr;
 };
 
-void release(LaunchMemory& memory) {
-  if (memory.finished != nullptr) (void)cudaEventDestroy(memory.finished);
-  if (memory.arrivals != nullptr) (void)cudaFree(memory.arrivals);
-  if (memory.host != nullptr) (void)cudaFreeHost(memory.host);
-}
+// Several of one capacity, in one piece of memory of either side. Never freed.
+class Slab {
+ public:
+  explicit Slab(size_t capacity) : stride_(kArrivalsSize + capacity) {
+    const size_t size = kTogether * stride_;
+    const std::string what = "allocating " + std::to_string(size) + " bytes for tables";
+    try {
+      check(cudaMalloc(&device_, size), what);
+      check(cudaHostAlloc(&host_, size, cudaHostAllocDefault), what);
+      const PrivateStream stream;
+      check(cudaMemsetAsync(device_, 0, size, stream.get()), "clearing counters");
+      stream.wait();
+    } catch (...) {
+      if (device_ != nullptr) (void)cudaFree(device_);
+      if (host_ != nullptr) (void)cudaFreeHost(host_);
+      throw;
+    }
+  }
 
-void allocate(LaunchMemory& memory, size_t capacity) {
-  const std::string what = "allocating " + std::to_string(capacity) + " bytes for a launch's table";
-  memory.capacity = capacity;
-  void* device;
-  check(cudaMalloc(&device, kArrivalsSize + capacity), what);
-  memory.arrivals = static_cast<uint32_t*>(device);
-  memory.device = static_cast<std::byte*>(device) + kArrivalsSize;
-  check(cudaHostAlloc(reinterpret_cast<void**>(&memory.host), capacity, cudaHostAllocDefault),
-        what);
-  check(cudaEventCreateWithFlags(&memory.finished, cudaEventDisableTiming), "creating an event");
-  const PrivateStream stream;
-  check(cudaMemsetAsync(memory.arrivals, 0, kArrivalsSize, stream.get()), "clearing a counter");
-  stream.wait();
-}
+  std::unique_ptr<LaunchMemory> take(size_t index) const {
+    auto memory = std::make_unique<LaunchMemory>();
+    check(cudaEventCreateWithFlags(&memory->finished, cudaEventDisableTiming), "creating an event");
+    std::byte* const device = static_cast<std::byte*>(device_) + index * stride_;
+    memory->arrivals = reinterpret_cast<uint32_t*>(device);
+    memory->device = device + kArrivalsSize;
+    memory->host = static_cast<std::byte*>(host_) + index * stride_;
+    memory->capacity = stride_ - kArrivalsSize;
+    return memory;
+  }
+
+ private:
+  size_t stride_;
+  void* device_ = nullptr;
+  void* host_ = nullptr;
+};
 
 bool is_finished(const LaunchMemory& memory) {
   const cudaError_t status = cudaEventQuery(memory.finished);
@@ -86,15 +105,9 @@ class Pool {
         return HeldMemory(memory.get());
       }
     }
-    auto memory = std::make_unique<LaunchMemory>();
-    try {
-      allocate(*memory, std::max(kSmallest, std::bit_ceil(capacity)));
-    } catch (...) {
-      release(*memory);
-      throw;
-    }
-    memory->is_held = true;
-    all_.push_back(std::move(memory));
+    const Slab slab(std::max(kSmallest, std::bit_ceil(capacity)));
+    for (size_t m = 0; m < kTogether; ++m) all_.push_back(slab.take(m));
+    all_.back()->is_held = true;
     return HeldMemory(all_.back().get());
   }
 

@@ -29,8 +29,8 @@ struct GiveBack {
 // Held from the planning of a launch until it has been queued.
 using HeldMemory = std::unique_ptr<LaunchMemory, GiveBack>;
 
-// Memory of at least this capacity on a device, which must be the current one. It is taken from
-// earlier launches that have finished; only where there is none is it allocated.
+// Memory of at least this capacity on a device, which must be the current one. It is that of an
+// earlier launch that has finished; only where there is none is it allocated.
 HeldMemory hold_memory(int device, size_t capacity);
 
 // Copies the first `size` bytes of the pinned memory to the device and waits for them, whatever the

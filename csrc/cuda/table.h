@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
+#include <type_traits>
 
 #include "core/layout.h"
 #include "core/number.h"
@@ -16,7 +18,7 @@ namespace fusedopt::cuda {
 constexpr uint8_t kNoAlignedPacks = 0xff;
 
 // What of an entry selects the code that updates it.
-struct Kind {
+struct alignas(8) Kind {
   DType dtype;
   uint8_t variant;
   uint8_t head;       // elements ahead of the first aligned pack, or kNoAlignedPacks
@@ -55,12 +57,40 @@ struct Table {
   alignas(8) std::byte sections[kCapacity];
 };
 
+// Tells the compiler what it cannot see: a pointer from a table is one to the GPU's own memory.
+template <class T>
+FUSEDOPT_FN T* in_global_memory(T* pointer) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
+// A record from memory that nobody writes while the kernel runs.
+template <class Record>
+FUSEDOPT_FN Record read_constant(const std::byte* from) {
+#if defined(__CUDA_ARCH__)
+  // Through the read-only path. This is also a kind of read that the compiler does not merge with
+  // one of a kernel's parameters into a slower one that could be either.
+  using Word = std::conditional_t<alignof(Record) == 8, unsigned long long, unsigned>;
+  static_assert(sizeof(Record) % sizeof(Word) == 0 && alignof(Record) >= sizeof(Word));
+  Word words[sizeof(Record) / sizeof(Word)];
+  for (size_t w = 0; w < std::size(words); ++w) {
+    words[w] = __ldg(reinterpret_cast<const Word*>(from) + w);
+  }
+  Record record;
+  memcpy(&record, words, sizeof record);
+  return record;
+#else
+  return *reinterpret_cast<const Record*>(from);
+#endif
+}
+
 template <class Record, unsigned size>
 FUSEDOPT_FN Record read(const Table<size>& table, uint32_t offset) {
-  // Two reads, not one through either pointer, so that the compiler knows the memory it reads.
   if constexpr (Table<size>::kMayOverflow) {
     if (table.header.overflow != nullptr) {
-      return *reinterpret_cast<const Record*>(table.header.overflow + offset);
+      return read_constant<Record>(table.header.overflow + offset);
     }
   }
   return *reinterpret_cast<const Record*>(table.sections + offset);

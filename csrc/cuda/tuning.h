@@ -17,6 +17,10 @@ constexpr unsigned kMinBlocksPerMultiprocessor = 5;
 // The widest access of one thread.
 constexpr unsigned kPackBytes = 16;
 
+// Packs of every operand that a thread reads before it waits for the first. With few operands one
+// pack each is little to have under way.
+constexpr unsigned packs_at_once(unsigned operands) { return operands <= 3 ? 2 : 1; }
+
 // A block updates this much of every operand. Small enough that the last blocks of a launch end
 // together, large enough that finding the tensor is a small part of the block's work.
 constexpr unsigned kPacksPerThread = 8;

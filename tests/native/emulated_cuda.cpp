@@ -109,6 +109,9 @@ PYBIND11_MODULE(_emulated_cuda, m) {
   m.attr("engine") = py::capsule(static_cast<Engine*>(&engine), kEngineCapsule);
   m.attr("chunk_bytes") = kChunkBytes;
   m.attr("threads") = kThreads;
+  m.attr("small_table") = kSmallTable;
+  m.attr("large_table") = kLargeTable;
+  m.attr("rules") = AllRules::kCount;
   m.attr("min_blocks_per_multiprocessor") = kMinBlocksPerMultiprocessor;
   m.def("configure",
         [](bool overflows, unsigned seed) { settings = {.overflows = overflows, .seed = seed}; });
