@@ -225,6 +225,17 @@ def test_the_kernel_counts_every_step_once(count):
         assert {optimizer.state[param]["step"].item() for param in params} == {seed}
 
 
+def test_the_kernel_counts_where_there_is_nothing_else_to_do():
+    params = [torch.nn.Parameter(torch.randn(0)) for _ in range(3)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = fusedopt.Adam(params, capturable=True)
+    with emulation():
+        optimizer.step()
+        optimizer.step()
+    assert {optimizer.state[param]["step"].item() for param in params} == {2}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.int64])
 def test_types_of_step_counts(dtype):
     results = []
@@ -330,7 +341,8 @@ def test_skipped_step_changes_nothing(row):
                 before = [bits(v).copy() for v in optimizer.state[param].values()]
             value = bits(param).copy()
             param.grad = torch.full((5000,), math.inf)
-            amp_step(optimizer, 2.0, 1.0)
+            for found_inf in (1.0, 2.0, math.nan):
+                amp_step(optimizer, 2.0, found_inf)
             assert np.array_equal(bits(param), value)
             assert param.grad.isinf().all()
             if steps:
