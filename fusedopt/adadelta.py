@@ -65,3 +65,5 @@ class Adadelta(FusedOptimizer, torch.optim.Adadelta):
             maximize=maximize,
             differentiable=differentiable,
         )
+        if fused is not None:
+            self._set_option("fused", fused)

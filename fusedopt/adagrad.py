@@ -71,7 +71,7 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
             fused=fused,
         )
         if capturable:
-            self._set_capturable()
+            self._set_option("capturable", True)
         for group in self.param_groups:
             if group.get("capturable"):
                 for param in group["params"]:

@@ -42,26 +42,37 @@ class FusedOptimizer(torch.optim.Optimizer):
     raises ``NotImplementedError``.
 
     ``torch.amp.GradScaler`` leaves unscaling and skipping to ``step``, which reads the scaler's
-    tensors where they are. Gradients are unscaled in place, as torch's fused optimizers do it.
+    tensors where they are. Gradients are unscaled in place, as torch's fused optimizers do it. With
+    ``fused=False`` in a group the scaler unscales and skips by itself, as it does for torch's
+    unfused optimizers; Lightning insists on that where it clips gradients.
     """
 
     _rule: ClassVar[str]
-    _step_supports_amp_scaling = True
 
-    def _set_capturable(self) -> None:
-        """Adds ``capturable=True`` to groups of a class that torch has without this option.
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What GradScaler asks for."""
+        return all(group.get("fused") is not False for group in self.param_groups)
 
-        Left alone, groups have the keys of torch's.
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        """torch's constructors assign True for ``fused=True``, which is what it is then."""
+
+    def _set_option(self, name: str, value: Any) -> None:
+        """Adds an option to the groups of a class that torch has without it.
+
+        For a value other than the default. Otherwise groups have the keys of torch's.
         """
-        self.defaults["capturable"] = True
+        self.defaults[name] = value
         for group in self.param_groups:
-            group.setdefault("capturable", True)
+            group.setdefault(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "capturable" in self.defaults:  # but perhaps not in a checkpoint of torch's class
+        # A checkpoint of torch's class may lack an option that ours has.
+        for name in {"capturable", "fused"} & self.defaults.keys():
             for group in self.param_groups:
-                group.setdefault("capturable", self.defaults["capturable"])
+                group.setdefault(name, self.defaults[name])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as ``torch.optim.Optimizer.add_param_group`` does.

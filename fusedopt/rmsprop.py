@@ -77,3 +77,5 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
             maximize,
             differentiable,
         )
+        if fused is not None:
+            self._set_option("fused", fused)

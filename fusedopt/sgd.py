@@ -74,7 +74,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
             fused=fused,
         )
         if capturable:
-            self._set_capturable()
+            self._set_option("capturable", True)
 
     def _create_state(self, name: str, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         # From a buffer of -0 the formula makes the copy that the first one has to be.

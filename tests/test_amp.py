@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,15 @@ def test_trajectory_of_torch(row):
     assert our_state.keys() == their_state.keys()
     if "step" in our_state:
         assert our_state["step"] == their_state["step"] == 9
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_who_unscales(row):
+    """The step, unless ``fused=False`` leaves that to the scaler, as torch does."""
+    for fused, supports in ((None, True), (True, True), (False, False)):
+        optimizer = row.optimizer([torch.nn.Parameter(torch.ones(3))], fused=fused)
+        assert optimizer._step_supports_amp_scaling is supports
+        assert copy.deepcopy(optimizer)._step_supports_amp_scaling is supports
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -395,7 +395,7 @@ def test_gradients_are_left_as_they_were():
         assert torch.equal(grad, torch.tensor([1.0, -2.0, 3.0]))
 
 
-@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("fused", [None, True, False])
 def test_grad_scaler_on_the_cpu(fused):
     param = torch.nn.Parameter(torch.ones(3))
     optimizer = fusedopt.Adam([param], lr=0.5, fused=fused)
