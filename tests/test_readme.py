@@ -46,3 +46,10 @@ def test_links_within_the_repository_lead_somewhere():
     for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_tests_that_documents_name_exist():
+    for document in ROOT.glob("docs/*.md"):
+        for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", document.read_text()):
+            text = (ROOT / "tests" / file).read_text()
+            assert f"def {name}(" in text, f"{document.name}: {file}::{name}"
