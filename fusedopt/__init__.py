@@ -18,6 +18,7 @@ from fusedopt import _native
 from fusedopt.adadelta import Adadelta
 from fusedopt.adagrad import Adagrad
 from fusedopt.adam import Adam, AdamW
+from fusedopt.convert import from_torch
 from fusedopt.momentum import Momentum, Nesterov
 from fusedopt.optimizer import FusedOptimizer, local_tensor
 from fusedopt.rmsprop import RMSprop
@@ -33,6 +34,7 @@ __all__ = [
     "Momentum",
     "Nesterov",
     "RMSprop",
+    "from_torch",
 ]
 
 __version__ = _version("fusedopt")

@@ -30,6 +30,21 @@ def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def check_group(group: dict[str, Any], index: int, name: str) -> None:
+    """Refuses a parameter group that no step of this package can do.
+
+    Raises:
+        NotImplementedError: the group asks for ``differentiable=True``.
+        ValueError: a parameter is a view that negates the memory it shows.
+    """
+    where = f"parameter group {index}"
+    if group.get("differentiable"):
+        raise NotImplementedError(f"{where}: differentiable=True is not supported by {name}")
+    for position, param in enumerate(group["params"]):
+        if param.is_neg():
+            raise ValueError(f"{where}, parameter {position}: is a negated view of its memory")
+
+
 class FusedOptimizer(torch.optim.Optimizer):
     """Base of the optimizers: steps all parameter groups in one native call.
 
@@ -83,20 +98,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         super().add_param_group(param_group)
         try:
-            self._check_group(param_group)
+            check_group(param_group, len(self.param_groups) - 1, type(self).__name__)
         except Exception:
             self.param_groups.pop()
             raise
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        where = f"parameter group {len(self.param_groups) - 1}"
-        if group.get("differentiable"):
-            raise NotImplementedError(
-                f"{where}: differentiable=True is not supported by {type(self).__name__}"
-            )
-        for index, param in enumerate(group["params"]):
-            if param.is_neg():
-                raise ValueError(f"{where}, parameter {index}: is a negated view of its memory")
 
     def _create_state(self, name: str, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """A new state tensor, in the parameter's dtype, device and memory format.

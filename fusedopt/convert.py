@@ -1,0 +1,123 @@
+"""A live optimizer of ``torch.optim`` becomes one of this package."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from fusedopt.adadelta import Adadelta
+from fusedopt.adagrad import Adagrad
+from fusedopt.adam import Adam, AdamW
+from fusedopt.optimizer import FusedOptimizer, check_group
+from fusedopt.rmsprop import RMSprop
+from fusedopt.sgd import SGD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_OURS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
+    getattr(torch.optim, ours.__name__): ours
+    for ours in (SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW)
+}
+
+
+def from_torch(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
+    """Turns an optimizer of ``torch.optim`` into the class of this package with the same name.
+
+    At any time between two steps, also in mid-training:
+
+    .. code-block:: python
+
+        optimizer = torch.optim.AdamW(model.parameters())
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+        fusedopt.from_torch(optimizer)
+
+    The object is converted in place, by a change of its class, and returned. A scheduler, a
+    gradient scaler (which knows optimizers by their ``id``) or a trainer that holds the optimizer
+    therefore holds the converted one; a second object would share their parameter groups at best
+    until ``load_state_dict`` replaces them. Parameters, group dictionaries, state, defaults, and
+    registered hooks with their handles stay the objects they were. Training goes on to the bit as
+    with a new optimizer of this package that has loaded the old one's ``state_dict()``. Of what has
+    been copied from the old object, nothing is converted: a method that was taken from it before,
+    such as ``step = optimizer.step``, is torch's still.
+
+    Args:
+        optimizer: a ``torch.optim`` SGD, Adagrad, RMSprop, Adadelta, Adam or AdamW. One of this
+            package is returned as it is.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: an optimizer of any other class. A class derived from torch's is refused too,
+            since what it adds would be lost; so is an object whose ``step`` has been replaced,
+            other than by a scheduler of torch.
+        NotImplementedError: a group with ``differentiable=True`` or a complex parameter.
+        ValueError: a parameter that is a negated view, or a state whose dtype is not the
+            parameter's; ``load_state_dict`` would cast it.
+
+    An optimizer that is refused is left as it was.
+    """
+    if isinstance(optimizer, FusedOptimizer):
+        return optimizer
+    ours = _OURS.get(type(optimizer))
+    if ours is None:
+        names = ", ".join(theirs.__name__ for theirs in _OURS)
+        raise TypeError(
+            f"from_torch takes an optimizer of torch.optim itself ({names}), "
+            f"not of class {type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        )
+    for index, group in enumerate(optimizer.param_groups):
+        check_group(group, index, "from_torch")
+        _check_params(optimizer, group, index)
+    tracked = _is_tracked_by_scheduler(optimizer)
+
+    optimizer.__class__ = ours
+    optimizer._patch_step_function()
+    if tracked:
+        optimizer.step = _tracked_step(optimizer)  # type: ignore[method-assign]
+    return cast("FusedOptimizer", optimizer)
+
+
+def _check_params(optimizer: torch.optim.Optimizer, group: dict[str, Any], index: int) -> None:
+    for position, param in enumerate(group["params"]):
+        where = f"parameter group {index}, parameter {position}"
+        if param.is_complex():
+            raise NotImplementedError(f"{where}: complex parameters are not supported")
+        for name, value in optimizer.state.get(param, {}).items():
+            if name != "step" and torch.is_tensor(value) and value.dtype != param.dtype:
+                raise ValueError(
+                    f"{where}: {name} has dtype {value.dtype}, the parameter {param.dtype}"
+                )
+
+
+def _is_tracked_by_scheduler(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a scheduler has wrapped the object's ``step``, to see that it is called."""
+    step = vars(optimizer).get("step")
+    if step is None:
+        return False
+    wraps_torchs = getattr(step, "__wrapped__", None) is type(optimizer).step
+    if not (wraps_torchs and hasattr(step, "_wrapped_by_lr_sched")):
+        raise TypeError(f"step of this {type(optimizer).__name__} has been replaced by {step!r}")
+    return True
+
+
+def _tracked_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
+    """What ``LRScheduler`` puts in place of ``step``, around the step of the new class.
+
+    Its own wrapper holds the function of the old class.
+    """
+    reference = weakref.ref(optimizer)
+
+    @functools.wraps(type(optimizer).step)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        optimizer = reference()
+        assert optimizer is not None
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        return type(optimizer).step(optimizer, *args, **kwargs)
+
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    return step
