@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The plain tensor that holds the memory of a tensor of some other class.
 
-    A DTensor is stepped as its local shard. A subclass that adds behaviour to plain memory, such as
-    a user's own Parameter class, is that memory.
+    A DTensor is stepped as its local shard; the result of a collective, once it is there. A
+    subclass that adds behaviour to plain memory, such as a user's own Parameter class, is that
+    memory.
 
     Raises:
         TypeError: a wrapper subclass, whose own data pointer means nothing.
+        ValueError: a DTensor parameter that is a pending sum.
     """
+    if hasattr(tensor, "trigger_wait"):  # torch.distributed's AsyncCollectiveTensor
+        return local_tensor(tensor.trigger_wait())
     local = getattr(tensor, "_local_tensor", None)
     if isinstance(local, torch.Tensor):
-        return local
+        placements = getattr(tensor, "placements", ())
+        if any(placement.is_partial() for placement in placements):
+            return local_tensor(_reduced(tensor)._local_tensor)
+        return local_tensor(local)
     if hasattr(tensor, "__tensor_flatten__"):
         raise TypeError(f"fusedopt cannot step a tensor of class {type(tensor).__name__}")
     return tensor
@@ -43,6 +50,21 @@ def check_group(group: dict[str, Any], index: int, name: str) -> None:
     for position, param in enumerate(group["params"]):
         if param.is_neg():
             raise ValueError(f"{where}, parameter {position}: is a negated view of its memory")
+
+
+def _reduced(tensor: Any) -> Any:
+    """A DTensor whose ranks hold parts of a sum, as the sum.
+
+    Gradients of replicated parameters arrive so in tensor and sequence parallelism, and torch's
+    optimizers leave the reduction to their first operation on them.
+    """
+    from torch.distributed.tensor import Replicate
+
+    if tensor.requires_grad and tensor.is_leaf:
+        raise ValueError("fusedopt cannot step a parameter that is a pending sum of its ranks")
+    placements = [Replicate() if p.is_partial() else p for p in tensor.placements]
+    with torch.no_grad():
+        return tensor.redistribute(placements=placements)
 
 
 class FusedOptimizer(torch.optim.Optimizer):
