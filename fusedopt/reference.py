@@ -356,9 +356,14 @@ def in_16_bits(rule: Rule, round_to_storage: Callable[[Array], Array]) -> Rule:
     def rounded_rule(
         param: Array, grad: Array, state: State, **options: Any
     ) -> tuple[Array, State]:
+        if "initial_accumulator_value" in options:
+            # A state that has been stored before the first step.
+            value = np.float32(options["initial_accumulator_value"])
+            options["initial_accumulator_value"] = float(round_to_storage(value))
         param, state = rule(param, grad, state, **options)
         stored = {
-            name: round_to_storage(value) if isinstance(value, np.ndarray) else value
+            # Arithmetic on arrays of no dimensions gives NumPy's scalars; a step count is an int.
+            name: value if isinstance(value, int) else round_to_storage(value)
             for name, value in state.items()
         }
         return round_to_storage(param), stored

@@ -37,6 +37,16 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().view(kind).numpy()
 
 
+def scaled_step(optimizer, scale=None, found_inf=0.0):
+    """What GradScaler.step does with an optimizer that supports it."""
+    optimizer.grad_scale = None if scale is None else torch.tensor(scale)
+    optimizer.found_inf = torch.tensor(found_inf)
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf
+
+
 def snapshot(optimizer: torch.optim.Optimizer) -> dict:
     """Bits of every parameter, gradient and state, and the version of every parameter."""
     result = {}

@@ -12,20 +12,10 @@ import fusedopt
 from fusedopt import reference
 from fusedopt.cases import CASES, DTYPES, ROWS
 from fusedopt.verify import count_mismatches, gradients, reference_rule, threads, to_array
-from helpers import Guarded, bits, snapshot
+from helpers import Guarded, bits, scaled_step, snapshot
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 SIZES = (0, 1, 7, 511, 513, 4099)
-
-
-def scaled_step(optimizer, scale=None, found_inf=0.0):
-    """What GradScaler.step does with an optimizer that supports it."""
-    optimizer.grad_scale = None if scale is None else torch.tensor(scale)
-    optimizer.found_inf = torch.tensor(found_inf)
-    try:
-        optimizer.step()
-    finally:
-        del optimizer.grad_scale, optimizer.found_inf
 
 
 def rounded(array, dtype):

@@ -15,46 +15,18 @@ import pytest
 import torch
 
 import fusedopt
+from emulation import emulated, emulation
 from fusedopt import _native, reference
 from fusedopt.cases import CASES, DTYPES, ROWS
 from fusedopt.verify import count_mismatches, gradients, reference_rule, to_array, verify_case
-from helpers import Guarded, bits, snapshot
-
-try:
-    from fusedopt import _emulated_cuda as emulated
-except ImportError:
-    pytest.fail(
-        "these tests need the module that `make install` builds: "
-        "pip install . --config-settings=cmake.define.FUSEDOPT_TESTING=ON",
-        pytrace=False,
-    )
+from helpers import Guarded, bits, scaled_step, snapshot
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 ROW_IDS = [row.name for row in ROWS]
 
 
-@contextlib.contextmanager
-def emulation(overflows=False, seed=0):
-    """Steps tensors on the CPU with the body of the CUDA kernels."""
-    emulated.configure(overflows, seed)
-    _native.use_engine_on_cpu(emulated.engine)
-    try:
-        yield
-    finally:
-        _native.use_engine_on_cpu(None)
-
-
 def chunk(dtype):
     return emulated.chunk_bytes // dtype.itemsize
-
-
-def amp_step(optimizer, scale=None, found_inf=0.0):
-    optimizer.grad_scale = None if scale is None else torch.tensor(scale)
-    optimizer.found_inf = torch.tensor(found_inf)
-    try:
-        optimizer.step()
-    finally:
-        del optimizer.grad_scale, optimizer.found_inf
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
@@ -319,7 +291,7 @@ def test_grad_scaler(row, dtype):
                     param.grad = torch.randn(param.shape).to(dtype)
                     if found_inf:
                         param.grad.view(-1)[0] = math.inf
-                amp_step(optimizer, 1000.0, found_inf)
+                scaled_step(optimizer, 1000.0, found_inf)
         results.append([bits(param) for param in params] + [bits(param.grad) for param in params])
         for param in params:
             if "step" in optimizer.state[param]:
@@ -342,7 +314,7 @@ def test_skipped_step_changes_nothing(row):
             value = bits(param).copy()
             param.grad = torch.full((5000,), math.inf)
             for found_inf in (1.0, 2.0, math.nan):
-                amp_step(optimizer, 2.0, found_inf)
+                scaled_step(optimizer, 2.0, found_inf)
             assert np.array_equal(bits(param), value)
             assert param.grad.isinf().all()
             if steps:
@@ -365,7 +337,7 @@ def test_first_buffer_of_sgd_after_skipped_steps(dampening, nesterov):
         with emulation():
             for found_inf in [*[1.0] * skipped, 0.0, 0.0]:
                 param.grad = torch.tensor([0.0, -0.0, 1.0, -2.0])
-                amp_step(optimizer, 4.0, found_inf)
+                scaled_step(optimizer, 4.0, found_inf)
         results.append((bits(param), bits(optimizer.state[param]["momentum_buffer"])))
     grad = np.array([0.0, -0.0, 0.25, -0.5], np.float32)
     options = {"lr": 0.1, "momentum": 0.9, "dampening": dampening, "nesterov": nesterov}
