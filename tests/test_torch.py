@@ -322,44 +322,6 @@ def test_profiler_event():
     assert "Optimizer.zero_grad#AdamW.zero_grad" in names
 
 
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        lambda o: torch.optim.lr_scheduler.StepLR(o, 2, gamma=0.5),
-        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 8),
-        lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, 1.0, 5),
-        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: (step + 1) ** -0.5),
-        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10),
-    ],
-    ids=["step", "cosine", "linear", "inverse square root", "one cycle"],
-)
-@pytest.mark.parametrize("row", TORCH_ROWS, ids=lambda row: row.name)
-def test_schedulers(row, scheduler):
-    momentum = {"momentum": 0.9} if row.name in ("SGD", "RMSprop") else {}
-    if row.name in ("Adagrad", "Adadelta") and "OneCycle" in inspect.getsource(scheduler):
-        scheduler_of = lambda o: torch.optim.lr_scheduler.OneCycleLR(  # noqa: E731
-            o, 0.1, total_steps=10, cycle_momentum=False
-        )
-    else:
-        scheduler_of = scheduler
-    models = network().double(), network().double()
-    classes = row.optimizer, row.torch_optimizer
-    pairs = []
-    for model, optimizer_class in zip(models, classes, strict=True):
-        optimizer = optimizer_class(model.parameters(), lr=0.01, **momentum)
-        pairs.append((model, optimizer, scheduler_of(optimizer)))
-    for step in range(8):
-        for model, optimizer, schedule in pairs:
-            inputs = torch.full((4, 1, 8, 8), 0.1 * (step + 1), dtype=torch.float64)
-            optimizer.zero_grad()
-            model(inputs).square().mean().backward()
-            optimizer.step()
-            schedule.step()
-    assert pairs[0][2].get_last_lr() == pairs[1][2].get_last_lr()
-    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-10)
-
-
 def test_what_a_schedulers_rounding_leaves_of_zero():
     """LinearLR to 0 ends a little below it; torch carries on, and so must a drop-in."""
     param = torch.nn.Parameter(torch.ones(2))
