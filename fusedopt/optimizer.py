@@ -105,6 +105,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             group.setdefault(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for index, group in enumerate(state.get("param_groups", ())):
+            check_group(group, index, type(self).__name__)  # a checkpoint may ask for anything
         super().__setstate__(state)
         # A checkpoint of torch's class may lack an option that ours has.
         for name in {"capturable", "fused"} & self.defaults.keys():

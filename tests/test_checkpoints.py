@@ -219,6 +219,21 @@ def test_checkpoint_of_another_model_is_refused_and_changes_nothing(row):
 
 
 @each_row
+def test_checkpoint_that_is_differentiable_is_refused_and_changes_nothing(row):
+    """The constructor refuses it, and so must the other way in."""
+    source = (row.torch_optimizer or row.optimizer)([{"params": [p]} for p in parameters()])
+    optimizer = row.optimizer([{"params": [p]} for p in parameters()])
+    steps(optimizer, 2)
+    checkpoint = source.state_dict()
+    checkpoint["param_groups"][2]["differentiable"] = True
+    before, groups = snapshot(optimizer), list(optimizer.param_groups)
+    with pytest.raises(NotImplementedError, match="parameter group 2: differentiable=True"):
+        optimizer.load_state_dict(checkpoint)
+    assert snapshot(optimizer) == before
+    assert all(a is b for a, b in zip(optimizer.param_groups, groups, strict=True))
+
+
+@each_row
 def test_options_come_from_the_checkpoint(row):
     """Those of the constructor serve only what the checkpoint does not have."""
     optimizer = started(row.optimizer, lr=0.25, weight_decay=0.5, maximize=True)
@@ -278,6 +293,17 @@ def test_named_parameters(row):
     steps(optimizer, 2, seed=5)
     steps(resumed, 2, seed=5)
     assert_same_bits(resumed, optimizer)
+
+
+@each_row
+def test_state_that_has_been_looked_at(row):
+    """Looking at the state of a parameter that has none makes an empty one."""
+    optimizers = [row.optimizer(parameters()) for _ in range(2)]
+    for param in params_of(optimizers[0]):
+        assert isinstance(optimizers[0].state[param], dict)
+    for optimizer in optimizers:
+        steps(optimizer, 2)
+    assert_same_bits(*optimizers)
 
 
 @each_row

@@ -152,6 +152,31 @@ def test_trajectory_of_every_input(row, options):
     assert_same(ours, theirs, options)
 
 
+EDGES = {
+    "SGD": ({"lr": 0}, {"lr": 1, "momentum": 1.5}, {"momentum": 0.5, "dampening": -2.0},
+            {"momentum": 0.5, "dampening": 1}, {"weight_decay": torch.tensor(0.1).double()}),
+    "Adagrad": ({"lr": 0}, {"eps": 0}, {"lr_decay": 3}),
+    "RMSprop": ({"alpha": 0}, {"alpha": 1}, {"momentum": 2}, {"centered": 1}),
+    "Adadelta": ({"rho": 0}, {"rho": 1.0}, {"lr": 0, "weight_decay": 1}),
+    "Adam": ({"betas": (0.0, 0.0)}, {"eps": 0}, {"amsgrad": 1, "maximize": 1},
+             {"betas": (torch.tensor(0.5).double(), torch.tensor(0.7).double())}),
+    "AdamW": ({"weight_decay": 100}, {"lr": 0}, {"eps": float("inf")}),
+}  # fmt: skip
+
+
+@each_class
+def test_options_at_the_edge_of_what_torch_takes(row, info):
+    """Also integers for floats and for flags, as torch takes them."""
+    for options in EDGES[row.name]:
+        optimizers = (
+            row.optimizer(parameters(), **copy.deepcopy(options)),
+            row.torch_optimizer(parameters(), **copy.deepcopy(options), **FOR_LOOP),
+        )
+        for optimizer in optimizers:
+            run_steps(optimizer, 3)
+        assert_same(*optimizers, options)
+
+
 @pytest.mark.parametrize(("row", "options"), INPUTS)
 def test_flags_change_no_bits_and_raise_what_torch_raises(row, options):
     """An implementation flag is refused where torch refuses it, else it selects nothing."""
