@@ -340,3 +340,15 @@ def test_momentum_buffer_of_another_layout():
     steps(optimizer, 2, seed=5)
     steps(resumed, 2, seed=5)
     assert_same_bits(resumed, optimizer)
+
+
+def test_momentum_buffer_has_the_strides_of_the_parameter():
+    """As all other state has; torch's is a copy of the first gradient, in its strides."""
+    strides = []
+    for optimizer_class in (fusedopt.SGD, torch.optim.SGD):
+        param = torch.nn.Parameter(torch.ones(4, 6).t())
+        param.grad = torch.ones(6, 4)
+        optimizer = optimizer_class([param], momentum=0.9)
+        optimizer.step()
+        strides.append(optimizer.state[param]["momentum_buffer"].stride())
+    assert strides == [(1, 6), (4, 1)]
