@@ -83,6 +83,8 @@ REFUSALS = {
                               f"{GROUP}: invalid weight_decay"),
     "capturable on the CPU": (spoil_option(capturable=True), AssertionError,
                               f"{HERE.replace('2', '0')}.*capturable"),
+    "differentiable": (spoil_option(differentiable=True), NotImplementedError,
+                       f"{GROUP}: differentiable=True is not supported"),
     "params not a list": (spoil_option(params=()), TypeError, f"{GROUP}: 'params'"),
     "state of another shape": (spoil_state("exp_avg", lambda s: torch.zeros(3)), RuntimeError,
                                rf"{HERE}: exp_avg has shape \(3,\)"),

@@ -247,6 +247,14 @@ def test_tensor_learning_rate(row):
     assert all(np.array_equal(results[0], result) for result in results)
 
 
+def test_learning_rate_that_requires_a_gradient_is_read_without_a_warning():
+    """Its number counts, as in torch; warnings are errors here."""
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    fusedopt.SGD([param], lr=torch.tensor(0.5, requires_grad=True)).step()
+    assert torch.equal(param.detach(), torch.full((3,), 0.5))
+
+
 def test_tensor_betas():
     params = [torch.nn.Parameter(torch.ones(4)) for _ in range(2)]
     for param in params:

@@ -66,9 +66,13 @@ bool GroupOptions::is_left(PyObject* object, const char* name, int index) {
   }
   const bool is_on_gpu = option.device.type != DeviceType::kCpu;
   const bool is_left = is_on_gpu && on_device_ == kLeave;
-  if (is_on_gpu && !is_left) option.value.source = nullptr;
-  option.value.value =
-      is_left ? std::numeric_limits<double>::quiet_NaN() : to_number(object, name, index);
+  if (is_left) {
+    option.value.value = std::numeric_limits<double>::quiet_NaN();
+  } else if (option.value.source != nullptr && !is_on_gpu) {
+    option.value.value = load_number(option.value.source, option.value.type);
+  } else {
+    option = {{.value = to_number(object, name, index)}, {}};
+  }
   values_.push_back(option);
   return is_left;
 }

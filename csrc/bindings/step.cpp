@@ -18,6 +18,7 @@ constexpr size_t kMetadataAhead = 4, kStorageAhead = 2;
 PyObject* const kParamsKey = intern("params");
 PyObject* const kParamNamesKey = intern("param_names");
 PyObject* const kCapturableKey = intern("capturable");
+PyObject* const kDifferentiableKey = intern("differentiable");
 PyObject* const kGradName = intern("grad");
 PyObject* const kStepKey = intern("step");
 
@@ -28,6 +29,13 @@ PyObject* require_list(PyObject* object, const char* what) {
     throw Refusal(Refusal::kType, std::string(what) + " must be a list");
   }
   return object;
+}
+
+bool is_true(PyObject* option) {
+  if (option == nullptr) return false;
+  const int truth = PyObject_IsTrue(option);
+  if (truth < 0) throw py::error_already_set();
+  return truth != 0;
 }
 
 bool is_count(double number) {
@@ -99,13 +107,15 @@ void Step::collect_group(PyObject* group) {
 
 GroupPlan Step::read_group(PyObject* group) {
   if (!PyDict_Check(group)) throw Refusal(Refusal::kType, "a parameter group must be a dict");
-  PyObject* const capturable = find_item(group, kCapturableKey);
+  if (is_true(find_item(group, kDifferentiableKey))) {
+    throw Refusal(Refusal::kNotImplemented, "differentiable=True is not supported");
+  }
   GroupPlan plan;
   plan.group = group;
   read_options(plan, GroupOptions::kLeave);
   plan.used_states = rule_.info.used_states(plan.variant);
   plan.required_states = rule_.info.used_states(kNoOptions);
-  plan.capturable = capturable != nullptr && PyObject_IsTrue(capturable) == 1;
+  plan.capturable = is_true(find_item(group, kCapturableKey));
   return plan;
 }
 
