@@ -59,6 +59,8 @@ void with_exceptions(F f, Location location) {
   } catch (const Refusal& refusal) {
     PyErr_SetString(exception_type(refusal.kind), (location() + refusal.what()).c_str());
     throw py::error_already_set();
+  } catch (const ForcedUnwind&) {
+    wait_for_the_end();
   }
 }
 
@@ -95,7 +97,7 @@ void step(const std::string& rule, const py::object& param_groups, const py::obj
   const AmpTensors amp(grad_scale.ptr(), found_inf.ptr(), torch_tensors());
   Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), amp, *memory);
   with_exceptions([&] { step.gather(param_groups.ptr()); }, [&] { return step.location(); });
-  step.run();
+  with_exceptions([&] { step.run(); });
 }
 
 std::vector<std::string> available_isas() {

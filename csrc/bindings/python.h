@@ -1,8 +1,11 @@
 // Small helpers over CPython's API, for the code that every step runs.
 #pragma once
 
+#include <cxxabi.h>
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
+#include <optional>
 #include <vector>
 
 namespace fusedopt {
@@ -51,6 +54,64 @@ class KeepAlive {
 
  private:
   std::vector<PyObject*> objects_;
+};
+
+// A thread that asks for the GIL of an interpreter that is ending is ended there, before
+// Python 3.14 by unwinding its stack. That would destroy Python objects without the GIL, so it
+// waits for the end of the process instead, as from 3.14 on.
+[[noreturn]] inline void wait_for_the_end() {
+  for (;;) pause();
+}
+
+#if defined(__GLIBCXX__)
+using ForcedUnwind = abi::__forced_unwind;
+#else
+struct ForcedUnwind {};  // not one that can be caught
+#endif
+
+// Releases the GIL for as long as it lives.
+class ReleasedGil {
+ public:
+  ReleasedGil() : thread_(PyEval_SaveThread()) {}
+  ReleasedGil(const ReleasedGil&) = delete;
+  ReleasedGil& operator=(const ReleasedGil&) = delete;
+  ~ReleasedGil() {
+    try {
+      PyEval_RestoreThread(thread_);
+    } catch (const ForcedUnwind&) {
+      wait_for_the_end();
+    }
+  }
+
+ private:
+  PyThreadState* thread_;
+};
+
+// What a signal handler raises (Ctrl-C) in Python code that is called in the midst of a write: kept
+// until all is written.
+class Interruption {
+ public:
+  // Calls f, which may be called again, until it returns.
+  template <class F>
+  void hold_off(F f) {
+    for (int attempt = 1;; ++attempt) {
+      try {
+        return f();
+      } catch (const py::error_already_set& error) {
+        if (attempt == kMaxAttempts) throw;
+        if (!first_) first_ = error;
+      }
+    }
+  }
+
+  void raise() const {
+    if (first_) throw *first_;
+  }
+
+ private:
+  static constexpr int kMaxAttempts = 100;  // so many signals at one place are no coincidence
+
+  std::optional<py::error_already_set> first_;
 };
 
 }  // namespace fusedopt

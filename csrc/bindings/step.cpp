@@ -38,8 +38,9 @@ bool is_true(PyObject* option) {
   return truth != 0;
 }
 
+// Every count below 2^53 is a float64.
 bool is_count(double number) {
-  return number >= 0 && number < 0x1p62 && std::floor(number) == number;
+  return number >= 0 && number < 0x1p53 && std::floor(number) == number;
 }
 
 }  // namespace
@@ -256,8 +257,16 @@ void Step::plan_step_count(const ParamPlan& plan, const DeviceUpdates& list, Upd
     update.step_type = place.type;
   } else {
     step = read_step_count(plan.step, place) + 1;
+    if (step > largest_count(place.type)) place = widen_step_count(plan);
     memory_.step_counts.push_back({place, step});
   }
+}
+
+// A float32 count would stand still at 2^24. From there on another tensor counts.
+NumberPlace Step::widen_step_count(const ParamPlan& plan) {
+  PyObject* const wide = memory_.keep.steal(torch_.in_double(plan.step).release().ptr());
+  memory_.new_states.push_back({plan.operands[kParam], plan.states, kStepKey, wide});
+  return find_step_count(wide);
 }
 
 // What an earlier step has left for this engine and device, or a new one.
@@ -418,15 +427,19 @@ uint32_t Step::options_for(GroupPlan& group, DeviceUpdates& list) {
 
 void Step::run() {
   if (is_skipped_) return;
-  publish_new_states();
+  Interruption interruption;
+  for (const NewState& state : memory_.new_states) {
+    interruption.hold_off([&] { publish(state); });
+  }
   {
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     // A launch may fail. The CPU cannot, so it comes last.
     run_lists(true);
     run_lists(false);
   }
   count_steps();
-  if (!updated_.empty()) torch_.increment_versions(updated_);
+  if (!updated_.empty()) interruption.hold_off([&] { torch_.increment_versions(updated_); });
+  interruption.raise();
 }
 
 void Step::run_lists(bool asynchronous) {
@@ -436,16 +449,15 @@ void Step::run_lists(bool asynchronous) {
   }
 }
 
-void Step::publish_new_states() {
-  for (const NewState& state : memory_.new_states) {
-    PyObject* states = state.states != nullptr ? state.states : find_item(state_, state.param);
-    if (states == nullptr) {
-      const py::object created = take(PyDict_New());
-      if (PyObject_SetItem(state_, state.param, created.ptr()) != 0) throw py::error_already_set();
-      states = created.ptr();
-    }
-    if (PyDict_SetItem(states, state.name, state.tensor) != 0) throw py::error_already_set();
+// Looking up a parameter runs Python code, Tensor.__hash__.
+void Step::publish(const NewState& state) {
+  PyObject* states = state.states != nullptr ? state.states : find_item(state_, state.param);
+  if (states == nullptr) {
+    const py::object created = take(PyDict_New());
+    if (PyObject_SetItem(state_, state.param, created.ptr()) != 0) throw py::error_already_set();
+    states = created.ptr();
   }
+  if (PyDict_SetItem(states, state.name, state.tensor) != 0) throw py::error_already_set();
 }
 
 void Step::count_steps() {

@@ -102,7 +102,8 @@ class Step {
   // Reads and validates; writes nothing. Throws Refusal; location() says where.
   void gather(PyObject* param_groups);
   // Publishes new states, runs the engines without the GIL, counts the steps, tells autograd; or
-  // does nothing, where the host knows that a gradient scaler wants this step skipped.
+  // does nothing, where the host knows that a gradient scaler wants this step skipped. What a
+  // signal raises meanwhile is thrown when all of that is done.
   void run();
 
   std::string location() const;
@@ -120,6 +121,7 @@ class Step {
   void plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& update);
   void plan_step_count(const ParamPlan& plan, const DeviceUpdates& list, Update& update,
                        int64_t& step);
+  NumberPlace widen_step_count(const ParamPlan& plan);
   void check_overlap(DeviceUpdates& list);
   void finish_list(DeviceUpdates& list);
 
@@ -137,7 +139,7 @@ class Step {
   uint32_t scalars_for(GroupPlan& group, DeviceUpdates& list, int64_t step, bool in_double);
   uint32_t options_for(GroupPlan& group, DeviceUpdates& list);
   GroupPlan& current_group() { return memory_.groups[static_cast<size_t>(group_index_)]; }
-  void publish_new_states();
+  void publish(const NewState& state);
   void run_lists(bool asynchronous);
   void count_steps();
 

@@ -23,24 +23,51 @@ std::optional<NumberType> to_number_type(DLDataType dtype) {
   return std::nullopt;
 }
 
-}  // namespace
+constexpr uint32_t kOldestMinorVersion = 2;  // the first with an exchange table
 
-void TorchTensors::attach(const py::object& torch, const py::object& local_tensor) {
-  const py::object tensor_type = torch.attr("Tensor");
+std::string to_string(DLPackVersion version) {
+  return std::to_string(version.major) + "." + std::to_string(version.minor);
+}
+
+// Torch's exchange table, or, if torch has gone on to another major version, the one of ours that
+// it keeps for those who know no other.
+const DLPackExchangeAPI* find_exchange_table(const py::object& tensor_type) {
   if (!py::hasattr(tensor_type, "__dlpack_c_exchange_api__")) {
     throw py::import_error(
         "fusedopt needs torch 2.10 or later: this one has no __dlpack_c_exchange_api__");
   }
   const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
-  const auto* api = static_cast<const DLPackExchangeAPI*>(
-      PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  if (api == nullptr) throw py::error_already_set();
-  if (api->header.version.major != DLPACK_MAJOR_VERSION ||
-      api->dltensor_from_py_object_no_sync == nullptr) {
-    throw py::import_error("fusedopt was built for DLPack " + std::to_string(DLPACK_MAJOR_VERSION) +
-                           "; the exchange table of this torch is of version " +
-                           std::to_string(api->header.version.major));
+  constexpr const char* kCapsule = "dlpack_exchange_api";
+  if (!PyCapsule_IsValid(capsule.ptr(), kCapsule)) {
+    throw py::import_error("torch's __dlpack_c_exchange_api__ holds no exchange table: " +
+                           py::repr(capsule).cast<std::string>());
   }
+  const auto* const newest =
+      static_cast<const DLPackExchangeAPIHeader*>(PyCapsule_GetPointer(capsule.ptr(), kCapsule));
+  const auto* header = newest;
+  while (header != nullptr && header->version.major != DLPACK_MAJOR_VERSION) {
+    header = header->prev_api;
+  }
+  if (header == nullptr || header->version.minor < kOldestMinorVersion) {
+    throw py::import_error("fusedopt needs an exchange table of DLPack " +
+                           to_string({DLPACK_MAJOR_VERSION, kOldestMinorVersion}) +
+                           " or a later minor version; that of this torch is of version " +
+                           to_string((header == nullptr ? newest : header)->version));
+  }
+  const auto* const api = reinterpret_cast<const DLPackExchangeAPI*>(header);
+  if (api->dltensor_from_py_object_no_sync == nullptr || api->current_work_stream == nullptr) {
+    throw py::import_error(
+        "the exchange table of this torch lacks dltensor_from_py_object_no_sync or "
+        "current_work_stream");
+  }
+  return api;
+}
+
+}  // namespace
+
+void TorchTensors::attach(const py::object& torch, const py::object& local_tensor) {
+  const py::object tensor_type = torch.attr("Tensor");
+  const DLPackExchangeAPI* const api = find_exchange_table(tensor_type);
   // These live as long as torch does, which is as long as the process.
   const auto keep = [](py::object object) { return object.release(); };
   api_ = api;
@@ -133,6 +160,10 @@ std::optional<NumberPlace> TorchTensors::find_number(PyObject* tensor) const {
     if (described.shape[d] != 1) return std::nullopt;
   }
   return to_number_place(described);
+}
+
+py::object TorchTensors::in_double(PyObject* tensor) const {
+  return take(PyObject_CallMethod(tensor, "double", nullptr));
 }
 
 py::object TorchTensors::to_device(PyObject* tensor, PyObject* like) const {

@@ -43,7 +43,8 @@ class TorchTensors {
   // than those of NumberType.
   std::optional<NumberPlace> find_number(PyObject* tensor) const;
 
-  // A copy on another device.
+  // Copies: one in float64, one on another device.
+  py::object in_double(PyObject* tensor) const;
   py::object to_device(PyObject* tensor, PyObject* like) const;
 
   int num_threads() const;

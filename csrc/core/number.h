@@ -23,6 +23,16 @@ FUSEDOPT_FN int64_t load_count(const void* data, NumberType type) {
                                     : static_cast<int64_t>(load_number(data, type));
 }
 
+// The count up to which a number of this type counts without a gap.
+FUSEDOPT_FN constexpr int64_t largest_count(NumberType type) {
+  switch (type) {
+    case NumberType::kFloat32: return int64_t{1} << 24;
+    case NumberType::kFloat64: return int64_t{1} << 53;
+    case NumberType::kInt32: return INT32_MAX;
+    default: return INT64_MAX;
+  }
+}
+
 FUSEDOPT_FN void store_count(void* data, NumberType type, int64_t count) {
   switch (type) {
     case NumberType::kFloat32: *static_cast<float*>(data) = static_cast<float>(count); break;
@@ -30,6 +40,12 @@ FUSEDOPT_FN void store_count(void* data, NumberType type, int64_t count) {
     case NumberType::kInt32: *static_cast<int32_t*>(data) = static_cast<int32_t>(count); break;
     default: *static_cast<int64_t*>(data) = count;
   }
+}
+
+// Counts one more where the number lies. At the largest count it stays.
+FUSEDOPT_FN void count_on(void* data, NumberType type) {
+  const int64_t count = load_count(data, type);
+  if (count < largest_count(type)) store_count(data, type, count + 1);
 }
 
 }  // namespace fusedopt

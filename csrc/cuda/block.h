@@ -193,8 +193,7 @@ class Block {
     for (uint32_t e = thread; e < table_.header.entry_count; e += kThreads) {
       const auto entry = read<Entry>(table_, static_cast<uint32_t>(e * sizeof(Entry)));
       if (entry.step == nullptr) continue;
-      const int64_t step = load_count(entry.step, entry.kind.step_type) + 1;
-      store_count(entry.step, entry.kind.step_type, step);
+      count_on(entry.step, entry.kind.step_type);
     }
     if (thread == 0) *table_.header.arrivals = 0;
   }
