@@ -7,7 +7,7 @@ SOURCES := $(shell find csrc cmake fusedopt benchmarks tests/native -type f -not
                         -not -path '*/results/*')
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help install bench bench-full test lint format neon-check gpu-check clean
+.PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize clean
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint        check formatting, lint and types"
 	@echo "make format      format everything"
 	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
+	@echo "make sanitize    run tests under sanitizers and valgrind (about twenty minutes)"
 	@echo "make gpu-check   build with CUDA, run what needs a GPU, benchmark there (about ten minutes)"
 
 $(BIN)/python:
@@ -63,6 +64,11 @@ neon-check:
 	build/checksums > build/checksums.txt
 	qemu-aarch64-static build/checksums_neon | diff - build/checksums.txt
 	@echo "$$(wc -l < build/checksums.txt) checksums are the same"
+
+# Needs gcc's sanitizers and valgrind. WHICH="address thread" chooses.
+WHICH ?=
+sanitize: install
+	$(BIN)/python tests/sanitizers.py $(WHICH)
 
 # Installs nothing from a registry: see tests/gpu/check.sh. PHASES="build tests" chooses.
 PHASES ?= all

@@ -4,12 +4,12 @@
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <limits>
 #include <vector>
 
 #include "core/rule_info.h"
 #include "cpu/kernels.h"
+#include "fixed_options.h"
 
 namespace fusedopt::cpu::FUSEDOPT_ISA {
 extern const KernelTable kernel_table;
@@ -19,17 +19,6 @@ namespace fusedopt {
 namespace {
 
 constexpr int64_t kElements = 1003;
-
-// One value for every option, away from its default.
-struct FixedOptions {
-  bool on;
-
-  double number(const char*) { return 0.3; }
-  double rate(const char*) { return 0.3; }
-  double non_negative(const char* name) { return std::strcmp(name, "states") ? 0.3 : on * 3; }
-  double below_one(const char*, int index) { return index ? 0.95 : 0.8; }
-  bool flag(const char*) { return on; }
-};
 
 template <class T>
 std::vector<T> inputs(uint64_t seed, bool non_negative) {

@@ -1,0 +1,162 @@
+// Steps tensors of every rule, dtype and kind of layout with the CPU engine, each in memory of just
+// its size, of which only the elements of the tensor are initialised: for valgrind's memcheck,
+// which finds an access outside of them and a result that depends on anything else. See
+// tests/sanitizers.py. With an argument it does one of both itself, to be found.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string_view>
+
+#include "core/engine.h"
+#include "core/rule_info.h"
+#include "fixed_options.h"
+
+namespace fusedopt {
+namespace {
+
+enum class Layout { kDense, kStrided, kTransposed };
+
+// A matrix of two strides.
+struct Tensor {
+  int64_t sizes[2], strides[2];
+  DType dtype;
+  std::unique_ptr<std::byte, decltype(&std::free)> memory;
+
+  Tensor(int64_t rows, int64_t columns, Layout layout, DType dtype)
+      : sizes{rows, columns}, dtype(dtype), memory(nullptr, std::free) {
+    const bool is_transposed = layout == Layout::kTransposed;
+    const int64_t gap = layout == Layout::kStrided ? 3 : 1;
+    strides[0] = is_transposed ? 1 : columns * gap;
+    strides[1] = is_transposed ? rows : gap;
+    const int64_t last = (rows - 1) * strides[0] + (columns - 1) * strides[1];
+    memory.reset(static_cast<std::byte*>(std::malloc(static_cast<size_t>(last + 1) * size())));
+    for_each([&](std::byte* element) { std::memset(element, 0x3c, size()); });
+  }
+
+  size_t size() const { return static_cast<size_t>(size_of(dtype)); }
+
+  template <class Visit>
+  void for_each(Visit visit) const {
+    for (int64_t i = 0; i < sizes[0]; ++i) {
+      for (int64_t j = 0; j < sizes[1]; ++j) {
+        const int64_t offset = i * strides[0] + j * strides[1];
+        visit(memory.get() + static_cast<size_t>(offset) * size());
+      }
+    }
+  }
+
+  TensorView view() const {
+    TensorView view;
+    view.data = memory.get();
+    view.numel = sizes[0] * sizes[1];
+    view.sizes = sizes;
+    view.strides = strides;
+    view.ndim = 2;
+    view.dtype = dtype;
+    return view;
+  }
+};
+
+int64_t elements = 0, unchanged = 0;
+
+// A jump for each element, so that one which is not initialised is reported.
+void check(const Tensor& param) {
+  std::byte before[sizeof(double)];
+  std::memset(before, 0x3c, sizeof before);
+  param.for_each([&](const std::byte* element) {
+    ++elements;
+    if (std::memcmp(element, before, param.size()) == 0) ++unchanged;
+  });
+}
+
+template <class Rule>
+void run_rule(unsigned index, const Hyperparameters& hyper, DType dtype, Layout layout,
+              Layout layout_of_grad, const float* grad_scale) {
+  UpdateList list;
+  list.clear(index);
+  list.set_amp({.grad_scale = grad_scale, .found_inf = nullptr});
+  const RuleInfo info = rule_info<Rule>(index);
+  std::vector<std::unique_ptr<Tensor>> tensors;
+  std::vector<const Tensor*> params;
+  for (int64_t columns : {1, 7, 63, 64, 65, 257}) {
+    Operands operands{};
+    std::array<TensorView, kMaxOperands> views;
+    const unsigned used = info.used_states(hyper.variant(false)) << kFirstState | 3u;
+    for (int k = 0; k < kMaxOperands; ++k) {
+      if (!(used >> k & 1)) continue;
+      tensors.push_back(
+          std::make_unique<Tensor>(3, columns, k == kGrad ? layout_of_grad : layout, dtype));
+      views[k] = tensors.back()->view();
+      operands[k] = &views[k];
+      if (k == kParam) params.push_back(tensors.back().get());
+    }
+    validate(operands, info.operand_names);
+    Update update;
+    update.variant = static_cast<uint16_t>(hyper.variant(false));
+    update.scalars = hyper.add_scalars(list, 7, computes_in_double(dtype));
+    list.add(update, operands);
+  }
+  for (int step = 0; step < 2; ++step) cpu_engine().run(list, {}, nullptr);
+  for (const Tensor* param : params) check(*param);
+}
+
+template <class Rule>
+void run_layouts(unsigned index, DType dtype) {
+  const auto scale = std::make_unique<float>(2.0f);
+  for (bool on : {false, true}) {
+    FixedOptions options{on};
+    const HyperparametersOf<Rule> hyper(Rule::read(options));
+    for (Layout layout : {Layout::kDense, Layout::kStrided, Layout::kTransposed}) {
+      for (Layout of_grad : {Layout::kDense, Layout::kStrided}) {
+        run_rule<Rule>(index, hyper, dtype, layout, of_grad, nullptr);
+        run_rule<Rule>(index, hyper, dtype, layout, of_grad, scale.get());
+      }
+    }
+  }
+}
+
+void run_all() {
+  unsigned index = 0;
+  AllRules::map([&]<class Rule>() {
+    for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
+      run_layouts<Rule>(index, dtype);
+    }
+    return index++;
+  });
+  std::printf("%lld elements, %lld of them unchanged\n", static_cast<long long>(elements),
+              static_cast<long long>(unchanged));
+}
+
+// Parameter elements that were never written; or a gradient that ends before its tensor does.
+void run_planted(std::string_view fault) {
+  FixedOptions options{false};
+  const HyperparametersOf<Sgd> hyper(Sgd::read(options));
+  const Tensor param(3, 65, Layout::kDense, DType::kFloat32);
+  Tensor grad(3, fault == "overrun" ? 64 : 65, Layout::kDense, DType::kFloat32);
+  const TensorView param_view = param.view();
+  TensorView grad_view = param_view;
+  grad_view.data = grad.memory.get();
+  if (fault == "uninitialised") {
+    grad.memory.reset(static_cast<std::byte*>(std::malloc(3 * 65 * sizeof(float))));
+    grad_view.data = grad.memory.get();
+  }
+  UpdateList list;
+  list.clear(0);
+  Update update;
+  update.scalars = hyper.add_scalars(list, 1, false);
+  list.add(update, {&param_view, &grad_view});
+  cpu_engine().run(list, {}, nullptr);
+  check(param);
+}
+
+}  // namespace
+}  // namespace fusedopt
+
+int main(int argc, char** argv) {
+  if (argc > 1) {
+    fusedopt::run_planted(argv[1]);
+  } else {
+    fusedopt::run_all();
+  }
+}

@@ -1,0 +1,187 @@
+"""The tests under gcc's sanitizers, and the CPU engine under valgrind: ``make sanitize``.
+
+For each of address, undefined and thread: builds the extension for that sanitizer into
+``build/sanitize``, has it find a planted fault of its kind (``tests/native/planted_faults.cpp``),
+then runs a part of the tests. memcheck runs ``tests/native/engine_run.cpp``, after it has found the
+faults planted there. The exit status is 1 if anything was found or a planted fault was not.
+
+Only this package is built for the sanitizers. Python, torch and libgomp are not:
+
+* ThreadSanitizer sees the locks of all (it replaces pthread's functions) but not the barriers of
+  libgomp, so ``csrc/cpu/threads.cpp`` tells it what they order, and nothing more. Reports about
+  memory that others access are off (``ignore_noninstrumented_modules``); there are no suppressions.
+* Leaks are left to ``tests/test_processes.py``: Python itself frees little when it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / "sanitize"
+
+# The tests that a sanitizer can say something about, in a few minutes. Left out are measurements of
+# memory, which a sanitizer needs for itself, and what reads the machine code.
+TESTS = [
+    "test_amp.py",
+    "test_attach.py",
+    "test_layouts.py",
+    "test_long_runs.py",
+    "test_processes.py",
+    "test_refusals.py",
+    "test_runtime.py",
+]
+NOT_THESE = "not leak and not allocates_nothing and not gil_is_released"
+
+
+@dataclass
+class Sanitizer:
+    """How gcc calls it, what it needs and what it says of its planted fault."""
+
+    name: str
+    report: str
+    library: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    tests: list[str] = field(default_factory=lambda: TESTS)
+
+
+SANITIZERS = [
+    Sanitizer(
+        "address",
+        "heap-buffer-overflow",
+        "libasan.so",
+        {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "PYTHONMALLOC": "malloc"},
+        [*TESTS, "test_cuda_emulated.py"],
+    ),
+    Sanitizer(
+        "undefined",
+        "signed integer overflow",
+        environment={"UBSAN_OPTIONS": "print_stacktrace=1"},
+        tests=[*TESTS, "test_cuda_emulated.py"],
+    ),
+    Sanitizer(
+        "thread",
+        "data race",
+        "libtsan.so",
+        {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:exitcode=66"},
+        ["test_runtime.py", "test_processes.py"],
+    ),
+]
+
+
+def run(command: list[str], environment: dict[str, str] | None = None, show: bool = False):
+    """Runs a command in the root of the repository; its output is kept, or shown."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdout=None if show else subprocess.PIPE,
+        stderr=None if show else subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def must_run(command: list[str]) -> None:
+    """Runs what has to succeed before anything can be looked for."""
+    result = run(command)
+    if result.returncode != 0:
+        sys.exit(f"{' '.join(command)}\n{result.stdout}")
+
+
+def library_path(name: str) -> str:
+    """Where gcc has a library."""
+    path = run(["gcc", f"-print-file-name={name}"]).stdout.strip()
+    return str(Path(path).resolve())
+
+
+def build(name: str) -> Path:
+    """Builds and installs the package for a sanitizer or memcheck; returns where."""
+    target = BUILD / name
+    defines = {"SANITIZE": name, "CUDA": "OFF", "TESTING": "ON"}
+    settings = [f"cmake.define.FUSEDOPT_{key}={value}" for key, value in defines.items()]
+    settings.append(f"build-dir={target}-build")
+    must_run([
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade",
+        f"--target={target}", *(f"--config-settings={setting}" for setting in settings), ".",
+    ])  # fmt: skip
+    return target
+
+
+def environment_of(sanitizer: Sanitizer, target: Path) -> dict[str, str]:
+    """Loads the sanitizer's runtime ahead of everything else, and its build instead of another."""
+    environment = {**sanitizer.environment, "PYTHONPATH": str(target)}
+    if sanitizer.library:
+        # The C++ runtime with it, because Python does not have it yet when the sanitizer asks.
+        libraries = [library_path(name) for name in (sanitizer.library, "libstdc++.so.6")]
+        environment["LD_PRELOAD"] = " ".join(libraries)
+    return environment
+
+
+def plant(fault: str, environment: dict[str, str]):
+    """Runs one of the planted faults."""
+    code = f"import fusedopt; from fusedopt import _planted_faults as f; f.{fault}()"
+    return run([sys.executable, "-c", code], environment)
+
+
+def check_sanitizer(sanitizer: Sanitizer) -> list[str]:
+    """What is wrong, in lines."""
+    environment = environment_of(sanitizer, build(sanitizer.name))
+    problems = []
+    found = plant(sanitizer.name, environment)
+    if found.returncode == 0 or not re.search(sanitizer.report, found.stdout):
+        problems.append(f"did not find its planted fault\n{found.stdout}")
+    nothing = plant("none", environment)
+    if nothing.returncode != 0:
+        problems.append(f"reported a fault where there is none\n{nothing.stdout}")
+    tests = [f"tests/{name}" for name in sanitizer.tests]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", NOT_THESE]
+    if run([*pytest, *tests], environment, show=True).returncode != 0:
+        problems.append("tests failed or faults were found, see above")
+    return problems
+
+
+def check_memcheck() -> list[str]:
+    """What is wrong, in lines. valgrind's CPU has AVX2 and no AVX-512, so AVX2 is what runs."""
+    program = build("memcheck") / "fusedopt" / "engine_run"
+    memcheck = ["valgrind", "--quiet", "--leak-check=full", "--errors-for-leak-kinds=definite",
+                "--error-exitcode=99", str(program)]  # fmt: skip
+    problems = []
+    for fault, report in (("overrun", "Invalid read"), ("uninitialised", "uninitialised value")):
+        found = run([*memcheck, fault])
+        if found.returncode != 99 or report not in found.stdout:
+            problems.append(f"did not find the planted fault '{fault}'\n{found.stdout}")
+    result = run(memcheck)
+    print(result.stdout, end="")
+    if result.returncode != 0:
+        problems.append("faults were found, see above")
+    return problems
+
+
+def main() -> int:
+    """Runs those that are named, or all, and prints a line for each."""
+    checks = {sanitizer.name: lambda s=sanitizer: check_sanitizer(s) for sanitizer in SANITIZERS}
+    checks["memcheck"] = check_memcheck
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("which", nargs="*", metavar="|".join(checks))
+    which = parser.parse_args().which or list(checks)
+    summary, failed = [], False
+    for name in which:
+        begin = time.monotonic()
+        problems = checks[name]()
+        failed = failed or bool(problems)
+        outcome = "nothing found" if not problems else "; ".join(problems)
+        summary.append(f"{name:10} {time.monotonic() - begin:4.0f} s  {outcome}")
+    print("\n".join(["", *summary]))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
