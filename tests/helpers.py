@@ -51,19 +51,21 @@ def snapshot(optimizer: torch.optim.Optimizer) -> dict:
     """Bits of every parameter, gradient and state, and the version of every parameter."""
     result = {}
     for g, group in enumerate(optimizer.param_groups):
-        for i, param in enumerate(group["params"]):
+        for i, param in enumerate(group.get("params", ())):
             entry = {"version": param._version, "state": param in optimizer.state}
-            if param.device.type in ("cpu", "cuda") and not param.is_complex():
-                entry["param"] = bits(param).tobytes()
-            for name, value in optimizer.state.get(param, {}).items():
-                if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-                    entry[name] = (
-                        str(value.dtype),
-                        value.cpu().numpy().tobytes()
-                        if value.dtype not in (torch.bfloat16,)
-                        else bits(value).tobytes(),
-                    )
-                else:
-                    entry[name] = repr(value)
+            entry["param"], entry["grad"] = content(param), content(param.grad)
+            states = optimizer.state.get(param, {})
+            if isinstance(states, dict):
+                entry.update({name: content(value) for name, value in states.items()})
             result[g, i] = entry
     return result
+
+
+def content(value) -> object:
+    """What is compared of a parameter, gradient or state: dtype and bytes, where it has memory."""
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    if value.layout != torch.strided or value.device.type == "meta":
+        return str(value)
+    plain = value.detach().cpu().contiguous()
+    return str(plain.dtype), plain.shape, plain.flatten().view(torch.uint8).numpy().tobytes()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import torch
 
 import fusedopt
+from emulation import emulation
 from fusedopt import reference
 from fusedopt.cases import CASES, DTYPES
 from fusedopt.verify import (
@@ -135,6 +138,22 @@ def test_16_bit_rounding_is_to_nearest_even(each_isa, dtype):
         torch.float16: reference.round_float16,
     }[dtype]
     assert count_mismatches(rounding(wide), expected) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("engine", [*ISAS, "emulated CUDA"])
+def test_16_bit_nan_of_the_largest_payload(engine, dtype):
+    """Rounded like a number, it would carry into the sign and become -0."""
+    (nan,) = struct.unpack("<d", b"\xff" * 7 + b"\x7f")
+    param = torch.nn.Parameter(torch.ones(67, dtype=dtype))
+    # The only option of any rule that may be NaN; the first step does not apply it.
+    optimizer = fusedopt.SGD([param], lr=0.5, momentum=0.5, dampening=nan)
+    with emulation() if engine == "emulated CUDA" else isa(engine):
+        for _ in range(2):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+    assert param.isnan().all()
+    assert optimizer.state[param]["momentum_buffer"].isnan().all()
 
 
 def test_flush_to_zero_modes_of_the_caller_change_nothing():
