@@ -7,12 +7,13 @@ SOURCES := $(shell find csrc cmake fusedopt benchmarks tests/native -type f -not
                         -not -path '*/results/*')
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize clean
+.PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize mutants clean
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
 	@echo "make bench-full  the whole benchmark, into benchmarks/results/local.json"
 	@echo "make test        build and run the tests"
+	@echo "make mutants     build deliberate faults, one after the other, and see that tests find them"
 	@echo "make lint        check formatting, lint and types"
 	@echo "make format      format everything"
 	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
@@ -40,6 +41,12 @@ bench-full: install
 
 test: install
 	$(BIN)/pytest
+
+# Takes an hour or two. MUTANTS="csrc/cuda" chooses; see tests/mutants.py.
+MUTANTS ?=
+mutants: install
+	$(BIN)/pip install --quiet --constraint constraints.txt cmake ninja 'pybind11>=2.13'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/mutants.py $(MUTANTS)
 
 lint: install
 	$(BIN)/ruff check .

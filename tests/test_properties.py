@@ -195,7 +195,7 @@ def engine_of(scenario: Scenario):
         with isa(engine.isa), threads(engine.threads):
             yield
     else:
-        with emulation(engine.overflows, engine.seed):
+        with emulation(engine.overflows, engine.seed), threads(1):
             yield
 
 

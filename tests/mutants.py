@@ -1,0 +1,340 @@
+"""Deliberate faults, and whether the tests find them: ``make mutants``.
+
+Every fault is applied alone to a copy of the source in ``build/mutants``, which is built there and
+tested until the first failure. The exit status is 1 if a fault survives. Names as arguments choose
+some: ``python tests/mutants.py csrc/cuda "no decay"`` runs those whose file and name, as they are
+printed, contain one of them.
+
+The copy is built with little optimisation: it is about what the code says, not how fast it is.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / "mutants"
+SOURCE = BUILD / "source"
+COPIED = ("CMakeLists.txt", "pyproject.toml", "cmake", "csrc", "fusedopt", "tests")
+
+OF_EVERYTHING = (
+    "test_exact.py",
+    "test_amp.py",
+    "test_layouts.py",
+    "test_refusals.py",
+    "test_cuda_emulated.py",
+    "test_properties.py",
+    "test_torch.py",
+)
+OF_CUDA = ("test_cuda_emulated.py", "test_properties.py")
+SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: in a file, the one place that says ``old`` says ``new`` instead."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.name}"
+
+    def applied_to(self, text: str) -> str:
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self}: {self.old!r} is there {text.count(self.old)} times")
+        return text.replace(self.old, self.new)
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        return OF_CUDA if self.file.startswith("csrc/cuda/") else OF_EVERYTHING
+
+
+def rule(file: str, *faults: tuple[str, str, str]) -> list[Mutant]:
+    return [Mutant(name, file, old, new) for name, old, new in faults]
+
+
+MUTANTS = [
+    *rule(
+        "csrc/rules/shared.h",
+        ("maximize ignored", "T(hyper.maximize ? -1.0 : 1.0)", "T(1.0)"),
+        ("no decay", "grad = grad + scalars.weight_decay * param;", ""),
+        ("decay of 0 added", "weight_decay != 0 && !decoupled", "!decoupled"),
+        ("decoupled decay without lr", "1.0 - hyper.lr * hyper.weight_decay", "1.0 - hyper.lr"),
+        ("scale multiplied", "return grad / scale;", "return grad * (T(1) / scale);"),
+    ),
+    *rule(
+        "csrc/rules/math.h",
+        ("maximum drops NaN", "(a > b || a != a) ? a : b", "a > b ? a : b"),
+        ("lerp from one end", "weight < T(0.5) ?", "weight < T(2) ?"),
+        ("power off by one", "for (; exponent > 0;", "for (; exponent > 1;"),
+    ),
+    *rule(
+        "csrc/rules/adam.h",
+        (
+            "betas swapped",
+            'hyper.beta1 = options.below_one("betas", 0);\n'
+            '    hyper.beta2 = options.below_one("betas", 1);',
+            'hyper.beta2 = options.below_one("betas", 0);\n'
+            '    hyper.beta1 = options.below_one("betas", 1);',
+        ),
+        (
+            "epsilon inside the root",
+            "square_root(second_moment) * s.rsqrt_bias_correction2 + s.eps",
+            "square_root(second_moment + s.eps) * s.rsqrt_bias_correction2",
+        ),
+        ("no first bias correction", "T(hyper.lr / bias_correction1)", "T(hyper.lr)"),
+        ("no second bias correction", "T(1.0 / square_root(bias_correction2))", "T(1.0)"),
+        ("amsgrad without maximum", "maximum(max_exp_avg_sq, exp_avg_sq)", "exp_avg_sq"),
+        (
+            "amsgrad's maximum unused",
+            "second_moment = max_exp_avg_sq;",
+            "second_moment = exp_avg_sq;",
+        ),
+    ),
+    *rule(
+        "csrc/rules/sgd.h",
+        ("dampening ignored", "T(1.0 - hyper.dampening)", "T(1.0)"),
+        ("first buffer dampened", "is_fresh ? grad :", "false ? grad :"),
+        (
+            "nesterov ignored",
+            "variant == kNesterov || variant == kFreshNesterov",
+            "false",
+        ),
+        ("nesterov's first step", "copies ? kFreshNesterov : kNesterov", "kNesterov"),
+    ),
+    *rule(
+        "csrc/rules/momentum.h",
+        ("learning rate outside", "velocity - s.lr * grad", "velocity - grad"),
+    ),
+    *rule(
+        "csrc/rules/nesterov.h",
+        ("no lookahead", "param + (s.momentum * velocity - impulse)", "param + velocity"),
+    ),
+    *rule(
+        "csrc/rules/adagrad.h",
+        ("decay one step ahead", "static_cast<double>(step - 1)", "static_cast<double>(step)"),
+    ),
+    *rule(
+        "csrc/rules/rmsprop.h",
+        ("not centered", "variance = square_avg - grad_avg * grad_avg;", ""),
+        ("momentum ignored", "(hyper.momentum > 0 ? kMomentum : 0u)", "0u"),
+    ),
+    *rule(
+        "csrc/rules/adadelta.h",
+        ("epsilon in one root only", "square_root(square_avg + s.eps)", "square_root(square_avg)"),
+    ),
+    *rule(
+        "csrc/core/element.h",
+        ("bfloat16 truncated", "(bits + 0x7fff + (bits >> 16 & 1)) >> 16", "bits >> 16"),
+        ("bfloat16 ties away", "bits + 0x7fff + (bits >> 16 & 1)", "bits + 0x8000"),
+        ("bfloat16 without NaN", "is_nan ? (bits >> 16 | 0x40) : rounded", "rounded"),
+        ("float16 without NaN", "magnitude > 0x7f800000 ? 0x7e00 : 0x7c00", "0x7c00"),
+        ("float16 ties away", "0xfff + (magnitude >> 13 & 1)", "0x1000"),
+        ("float16 without subnormals", "magnitude < 0x38800000 ? subnormal", "false ? subnormal"),
+    ),
+    *rule(
+        "csrc/core/update_list.cpp",
+        ("shared memory not seen", "  return !in_order();", "  return false;"),
+    ),
+    *rule(
+        "csrc/core/layout.cpp",
+        ("overlapping states accepted", "k != kGrad && may_overlap", "k == kParam && may_overlap"),
+        ("strides not compared", "operand == nullptr || same_strides(param, *operand)", "true"),
+    ),
+    *rule(
+        "csrc/cpu/engine.cpp",
+        ("last element skipped", "list.scalars(update), end - begin)",
+         "list.scalars(update), end - begin - 1)"),
+        ("last part of a thread skipped", "u == end.update ? end.element", "u == end.update ? 0"),
+        ("scale ignored", "update.direct && list.amp().grad_scale == nullptr", "update.direct"),
+    ),
+    *rule(
+        "csrc/cpu/staging.cpp",
+        ("every other block skipped",
+         "i += kBlock) {\n    const int64_t n = std::min(kBlock, end - i);\n    for",
+         "i += 2 * kBlock) {\n    const int64_t n = std::min(kBlock, end - i);\n    for"),
+        ("strides ignored", "const int64_t stride = walk.inner_stride(k);",
+         "const int64_t stride = 1;"),
+        ("quotient not stored", "(operand != kGrad || grad_scale != nullptr)", "operand != kGrad"),
+    ),
+    *rule(
+        "csrc/cpu/convert.h",
+        ("float16 rounded down", "_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT",
+         "_mm512_loadu_ps(from), _MM_FROUND_TO_ZERO"),
+    ),
+    *rule(
+        "csrc/bindings/step.cpp",
+        ("skip ignored", "  if (is_skipped_) return;\n", ""),
+        ("step counted twice", "place.type, count.value)", "place.type, count.value + 1)"),
+        ("states published early", "    add_update(memory_.params[i]);",
+         "    publish_new_states();\n    add_update(memory_.params[i]);"),
+        ("steps counted early", "    add_update(memory_.params[i]);",
+         "    add_update(memory_.params[i]);\n    count_steps();"),
+        ("versions not counted", "if (!updated_.empty())", "if (false)"),
+        ("scalars of another parameter", "latest.step != step || latest.list", "latest.list"),
+    ),
+    *rule(
+        "csrc/cuda/launch_plan.cpp",
+        ("last chunk skipped", "(beyond_first + chunk - 1) / chunk", "beyond_first / chunk"),
+        ("empty tensor not counted", "entry.numel > 0 || entry.step != nullptr", "entry.numel > 0"),
+        ("a block too few counts", "header_.counting_blocks += chunks;",
+         "header_.counting_blocks += 1;"),
+    ),
+    *rule(
+        "csrc/cuda/block.h",
+        ("tail skipped", "packs_begin + (end - packs_end);", "packs_begin;"),
+        ("head skipped", "s < packs_begin ? s : packs_end + (s - packs_begin)",
+         "packs_end + (s - packs_begin)"),
+        ("a pack beyond the end", "i + all_threads < packs_end;", "i + all_threads <= packs_end;"),
+        ("strides ignored by a block",
+         "if (kind_.dim_count > 0) return update_strided", "if (false) return update_strided"),
+        ("neighbour's tensor", "first = begin <= chunk ?", "first = begin < chunk ?"),
+        ("every block counts", "(table_.header.arrivals) + 1 == table_.header.counting_blocks",
+         "(table_.header.arrivals) + 1 > 0"),
+        ("skip at 1 only", "*table.header.found_inf != 0", "*table.header.found_inf == 1"),
+        ("quotient not stored by a block", "(k != kGrad || is_scaled_)", "k != kGrad"),
+        ("penalty ignored by a block", "if (has_l2_penalty_) {", "if (false) {"),
+        ("states of 16 bits not rounded", "narrow<Element>(states[state])), ...);",
+         "element(kFirstState + state)), ...);"),
+        ("the old step count", "load_count(count, kind_.step_type) + 1;\n    const uint32_t",
+         "load_count(count, kind_.step_type);\n    const uint32_t"),
+    ),
+    *rule(
+        "fusedopt/sgd.py",
+        ("first buffer of +0", ".fill_(-0.0)", ".fill_(0.0)"),
+    ),
+    *rule(
+        "fusedopt/adagrad.py",
+        ("sum begins with 0", 'state.fill_(group["initial_accumulator_value"])', "state"),
+    ),
+]  # fmt: skip
+
+
+def run(*command: object, cwd: Path = BUILD) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def must(*command: object) -> str:
+    """The output of a command that has to succeed."""
+    result = run(*command)
+    if result.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed:\n{result.stdout[-4000:]}")
+    return result.stdout
+
+
+def write(path: Path, text: str) -> None:
+    """Writes what has changed only, so that only that is built again."""
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def copy_sources() -> None:
+    for name in COPIED:
+        path = ROOT / name
+        for file in [path] if path.is_file() else path.rglob("*"):
+            if file.is_file() and file.suffix not in (".pyc", ".so"):
+                write(SOURCE / file.relative_to(ROOT), file.read_text())
+
+
+def configure() -> None:
+    """One build folder for all faults: what a fault leaves alone is built once."""
+    pybind11 = must(sys.executable, "-m", "pybind11", "--cmakedir").strip()
+    must(
+        "cmake", "-G", "Ninja", "-S", SOURCE, "-B", BUILD / "cmake",
+        "-DFUSEDOPT_CUDA=OFF", "-DFUSEDOPT_TESTING=ON",
+        "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1",
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}",
+        f"-DSKBUILD_PROJECT_VERSION={version('fusedopt')}", f"-DCMAKE_INSTALL_PREFIX={SOURCE}",
+    )  # fmt: skip
+
+
+def build() -> None:
+    must("cmake", "--build", BUILD / "cmake")
+    must("cmake", "--install", BUILD / "cmake")
+
+
+def first_failure(tests: tuple[str, ...]) -> str | None:
+    """The test that fails first, or None. A crash is a failure too."""
+    result = run(
+        sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
+        "--hypothesis-profile=mutants", *(f"tests/{name}" for name in tests), cwd=SOURCE,
+    )  # fmt: skip
+    if result.returncode == 0:
+        return None
+    found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", result.stdout, re.MULTILINE)
+    crashed = re.search(r"^Fatal Python error: (.*)", result.stdout, re.MULTILINE)
+    if found is None and crashed is None:
+        raise RuntimeError(f"pytest failed:\n{result.stdout[-4000:]}")
+    return (found or crashed)[1]
+
+
+def finder_of(mutant: Mutant) -> str | None:
+    """The first test that fails with the fault."""
+    path = SOURCE / mutant.file
+    original = path.read_text()
+    try:
+        path.write_text(mutant.applied_to(original))
+        build()
+        return first_failure(mutant.tests)
+    finally:
+        path.write_text(original)
+
+
+def chosen(names: list[str]) -> list[Mutant]:
+    """Those whose file and name, as they are printed, contain one of the names; all without one."""
+    return [m for m in MUTANTS if not names or any(name in str(m) for name in names)]
+
+
+def check_the_original(console: Console) -> None:
+    """Without this, tests that always fail would find every fault."""
+    build()
+    with console.status("the tests without a fault"):
+        failure = first_failure(OF_EVERYTHING)
+    if failure:
+        raise RuntimeError(f"{failure} fails without a fault")
+
+
+def main(names: list[str]) -> int:
+    console = Console()
+    mutants = chosen(names)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    copy_sources()
+    configure()
+    if not names:
+        check_the_original(console)
+    survivors = 0
+    with Progress(console=console) as bar:
+        task = bar.add_task("building", total=len(mutants))
+        for mutant in mutants:
+            bar.update(task, description=mutant.name)
+            finder = finder_of(mutant)
+            survivors += finder is None
+            verdict = f"found by {finder}" if finder else "[bold red]SURVIVES"
+            console.print(f"{mutant}: {verdict}", highlight=False, soft_wrap=True)
+            bar.advance(task)
+    console.print(f"{len(mutants)} faults, {survivors} survive")
+    return 1 if survivors or not mutants else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
