@@ -25,16 +25,16 @@ BUILD = ROOT / "build" / "mutants"
 SOURCE = BUILD / "source"
 COPIED = ("CMakeLists.txt", "pyproject.toml", "cmake", "csrc", "fusedopt", "tests")
 
+# First those that find most faults soonest.
+OF_CUDA = ("test_properties.py", "test_cuda_emulated.py")
 OF_EVERYTHING = (
+    "test_refusals.py",
+    *OF_CUDA,
     "test_exact.py",
     "test_amp.py",
     "test_layouts.py",
-    "test_refusals.py",
-    "test_cuda_emulated.py",
-    "test_properties.py",
     "test_torch.py",
 )
-OF_CUDA = ("test_cuda_emulated.py", "test_properties.py")
 SECONDS = 900
 
 
