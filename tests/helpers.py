@@ -66,5 +66,5 @@ def content(value) -> object:
         return repr(value)
     if value.layout != torch.strided or value.device.type == "meta":
         return str(value)
-    plain = value.detach().cpu().contiguous()
+    plain = value.detach().cpu().resolve_neg().contiguous()
     return str(plain.dtype), plain.shape, plain.flatten().view(torch.uint8).numpy().tobytes()

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 ROOT = Path(__file__).parent.parent
@@ -329,7 +330,7 @@ def main(names: list[str]) -> int:
             bar.update(task, description=mutant.name)
             finder = finder_of(mutant)
             survivors += finder is None
-            verdict = f"found by {finder}" if finder else "[bold red]SURVIVES"
+            verdict = f"found by {escape(finder)}" if finder else "[bold red]SURVIVES"
             console.print(f"{mutant}: {verdict}", highlight=False, soft_wrap=True)
             bar.advance(task)
     console.print(f"{len(mutants)} faults, {survivors} survive")

@@ -220,15 +220,20 @@ def test_refused_step_changes_nothing(name, steps, engine, position):
 
 @pytest.mark.parametrize("position", [FIRST, MIDDLE, LAST], ids=["first", "middle", "last"])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_scaled_gradient_that_shares_memory_changes_nothing(steps, position):
+@pytest.mark.parametrize("bad", ["shares memory", "is negated"])
+def test_gradient_that_cannot_be_unscaled_in_place_changes_nothing(bad, steps, position):
+    """Dividing a copy would leave the gradient scaled, and say nothing."""
     for engine in (contextlib.nullcontext(), emulation()):
         optimizer = two_groups(steps=steps)
         for group in optimizer.param_groups:
             for param in group["params"]:
                 param.grad = torch.ones(4, 5)
-        optimizer.param_groups[position[0]]["params"][position[1]].grad = torch.ones(5).expand(4, 5)
+        grad = torch.ones(5).expand(4, 5) if bad == "shares memory" else torch.ones(4, 5)
+        param = optimizer.param_groups[position[0]]["params"][position[1]]
+        param.grad = torch._neg_view(grad) if bad == "is negated" else grad
         before = snapshot(optimizer)
-        with engine, pytest.raises(RuntimeError, match="cannot be unscaled in place"):
+        message = rf"group {position[0]}, parameter {position[1]}: .*unscaled in place"
+        with engine, pytest.raises(RuntimeError, match=message):
             scaled_step(optimizer, 2.0)
         assert snapshot(optimizer) == before
 

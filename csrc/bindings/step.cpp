@@ -339,6 +339,11 @@ TensorView Step::view(PyObject* tensor, const char* what) {
 
 PyObject* Step::resolve_negation(PyObject* grad) {
   if (!torch_.is_negated_view(grad)) return grad;
+  if (amp_.scales()) {
+    throw Refusal(
+        Refusal::kRuntime,
+        "the gradient is a negated view of its memory, so it cannot be unscaled in place");
+  }
   return memory_.keep.steal(
       take(PyObject_CallMethod(grad, "resolve_neg", nullptr)).release().ptr());
 }
