@@ -7,13 +7,15 @@ SOURCES := $(shell find csrc cmake fusedopt benchmarks tests/native -type f -not
                         -not -path '*/results/*')
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize mutants clean
+.PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize mutants \
+        ecosystem clean
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
 	@echo "make bench-full  the whole benchmark, into benchmarks/results/local.json"
 	@echo "make test        build and run the tests"
 	@echo "make mutants     build deliberate faults, one after the other, and see that tests find them"
+	@echo "make ecosystem   train with transformers, accelerate and lightning (about two minutes)"
 	@echo "make lint        check formatting, lint and types"
 	@echo "make format      format everything"
 	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
@@ -47,6 +49,15 @@ MUTANTS ?=
 mutants: install
 	$(BIN)/pip install --quiet --constraint constraints.txt cmake ninja 'pybind11>=2.13'
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/mutants.py $(MUTANTS)
+# The installed package is left as it is: pip only adds what its extra names.
+$(VENV)/ecosystem: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt 'fusedopt[ecosystem]'
+	@touch $@
+
+# Offline, on one thread, which is faster for small models. Warnings fail nothing: those of other
+# libraries are not known ahead.
+ecosystem: $(VENV)/ecosystem
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W default -o python_files='check_*.py' tests/ecosystem
 
 lint: install
 	$(BIN)/ruff check .
