@@ -15,7 +15,7 @@ help:
 	@echo "make bench-full  the whole benchmark, into benchmarks/results/local.json"
 	@echo "make test        build and run the tests"
 	@echo "make mutants     build deliberate faults, one after the other, and see that tests find them"
-	@echo "make ecosystem   train with transformers, accelerate and lightning (about two minutes)"
+	@echo "make ecosystem   train with transformers, accelerate and lightning (about a minute)"
 	@echo "make lint        check formatting, lint and types"
 	@echo "make format      format everything"
 	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
