@@ -358,8 +358,8 @@ def in_16_bits(rule: Rule, round_to_storage: Callable[[Array], Array]) -> Rule:
     ) -> tuple[Array, State]:
         if "initial_accumulator_value" in options:
             # A state that has been stored before the first step.
-            value = np.float32(options["initial_accumulator_value"])
-            options["initial_accumulator_value"] = float(round_to_storage(value))
+            value = np.full(1, options["initial_accumulator_value"], np.float32)
+            options["initial_accumulator_value"] = float(round_to_storage(value)[0])
         param, state = rule(param, grad, state, **options)
         stored = {
             # Arithmetic on arrays of no dimensions gives NumPy's scalars; a step count is an int.
