@@ -88,12 +88,15 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """What GradScaler asks for."""
+        """What GradScaler asks for. Assigned by some trainers, and by torch for ``fused=True``."""
+        asked_for = self.__dict__.get("_amp_scaling")
+        if asked_for is not None:
+            return bool(asked_for)
         return all(group.get("fused") is not False for group in self.param_groups)
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
-        """torch's constructors assign True for ``fused=True``, which is what it is then."""
+        self._amp_scaling = value
 
     def _set_option(self, name: str, value: Any) -> None:
         """Adds an option to the groups of a class that torch has without it.

@@ -93,6 +93,7 @@ def test_a_refused_or_skipped_step_widens_nothing():
         optimizer.step()
     assert snapshot(optimizer) == before
     bad.grad = None
+    before = snapshot(optimizer)
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(1.0)
     optimizer.step()
     assert snapshot(optimizer) == before
