@@ -42,13 +42,13 @@ endforeach()
 list(TRANSFORM FUSEDOPT_CUDA_ARCHITECTURES PREPEND "sm_")
 list(JOIN FUSEDOPT_CUDA_ARCHITECTURES ", " cuda_architectures)
 
-# --fmad=false for the same reason as -ffp-contract=off. Division and square root are rounded
+# The language is named as a flag, because older versions of CMake do not know that newer ones of
+# nvcc have it. --fmad=false for the same reason as -ffp-contract=off. Division and square root are rounded
 # correctly and subnormals kept by default.
 add_library(fusedopt_cuda_kernels OBJECT csrc/cuda/kernels.cu)
-set_target_properties(fusedopt_cuda_kernels PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)
 target_include_directories(fusedopt_cuda_kernels PRIVATE csrc)
 target_compile_options(
-  fusedopt_cuda_kernels PRIVATE ${generate_code} --threads 0 -Xfatbin=-compress-all --fmad=false --expt-relaxed-constexpr
+  fusedopt_cuda_kernels PRIVATE -std=c++20 ${generate_code} --threads 0 -Xfatbin=-compress-all --fmad=false --expt-relaxed-constexpr
                                 $<$<BOOL:${FUSEDOPT_WERROR}>:--Werror=all-warnings>)
 
 # The runtime is linked in, so that it does not matter which one torch has loaded.
