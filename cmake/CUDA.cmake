@@ -42,14 +42,22 @@ endforeach()
 list(TRANSFORM FUSEDOPT_CUDA_ARCHITECTURES PREPEND "sm_")
 list(JOIN FUSEDOPT_CUDA_ARCHITECTURES ", " cuda_architectures)
 
-# The language is named as a flag, because older versions of CMake do not know that newer ones of
-# nvcc have it. --fmad=false for the same reason as -ffp-contract=off. Division and square root are rounded
+# --fmad=false for the same reason as -ffp-contract=off. Division and square root are rounded
 # correctly and subnormals kept by default.
 add_library(fusedopt_cuda_kernels OBJECT csrc/cuda/kernels.cu)
+if(CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set_property(TARGET fusedopt_cuda_kernels PROPERTY CUDA_STANDARD 20)
+else()
+  # A CMake that does not know yet that nvcc has C++20. It would take the standard of C++ for CUDA's.
+  set_property(TARGET fusedopt_cuda_kernels PROPERTY CXX_STANDARD)
+  target_compile_options(fusedopt_cuda_kernels PRIVATE -std=c++20)
+endif()
 target_include_directories(fusedopt_cuda_kernels PRIVATE csrc)
 target_compile_options(
-  fusedopt_cuda_kernels PRIVATE -std=c++20 ${generate_code} --threads 0 -Xfatbin=-compress-all --fmad=false --expt-relaxed-constexpr
-                                $<$<BOOL:${FUSEDOPT_WERROR}>:--Werror=all-warnings>)
+  fusedopt_cuda_kernels
+  PRIVATE ${generate_code} --threads 0 -Xfatbin=-compress-all --fmad=false
+          --expt-relaxed-constexpr
+          $<$<BOOL:${FUSEDOPT_WERROR}>:--Werror=all-warnings>)
 
 # The runtime is linked in, so that it does not matter which one torch has loaded.
 pybind11_add_module(
