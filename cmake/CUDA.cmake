@@ -45,13 +45,12 @@ list(JOIN FUSEDOPT_CUDA_ARCHITECTURES ", " cuda_architectures)
 # --fmad=false for the same reason as -ffp-contract=off. Division and square root are rounded
 # correctly and subnormals kept by default.
 add_library(fusedopt_cuda_kernels OBJECT csrc/cuda/kernels.cu)
-if(CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
-  set_property(TARGET fusedopt_cuda_kernels PROPERTY CUDA_STANDARD 20)
-else()
-  # A CMake that does not know yet that nvcc has C++20. It would take the standard of C++ for CUDA's.
-  set_property(TARGET fusedopt_cuda_kernels PROPERTY CXX_STANDARD)
-  target_compile_options(fusedopt_cuda_kernels PRIVATE -std=c++20)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  # A CMake that does not know yet that nvcc has C++20.
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
 endif()
+set_target_properties(fusedopt_cuda_kernels PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)
 target_include_directories(fusedopt_cuda_kernels PRIVATE csrc)
 target_compile_options(
   fusedopt_cuda_kernels
