@@ -107,6 +107,20 @@ def test_one_parameter_large_enough_for_all_cuts():
             assert np.array_equal(bits(param), bits(copy))
 
 
+def test_a_nan_in_amsgrads_maximum_stays(each_isa):
+    """A checkpoint may hold one beside a finite ``exp_avg_sq``, which no step of ours leaves so."""
+    param = torch.nn.Parameter(torch.ones(40))
+    param.grad = torch.ones(40)
+    optimizer = fusedopt.Adam([param], amsgrad=True)
+    optimizer.step()
+    optimizer.state[param]["max_exp_avg_sq"][::3] = torch.nan
+    optimizer.step()
+    is_nan = torch.zeros(40, dtype=torch.bool)
+    is_nan[::3] = True
+    assert torch.equal(optimizer.state[param]["max_exp_avg_sq"].isnan(), is_nan)
+    assert torch.equal(param.isnan(), is_nan)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_16_bit_conversions_of_every_value(each_isa, dtype):
     """lr 0 leaves every one of the 65,536 values as it was: widening and narrowing are inverse."""
