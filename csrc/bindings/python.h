@@ -78,7 +78,7 @@ class ReleasedGil {
   ~ReleasedGil() {
     try {
       PyEval_RestoreThread(thread_);
-    } catch (const ForcedUnwind&) {
+    } catch (...) {  // the unwinding, which has no object that a reference could be bound to
       wait_for_the_end();
     }
   }
