@@ -47,7 +47,7 @@ class Sanitizer:
 
     name: str
     report: str
-    library: str = ""
+    runtime: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     tests: list[str] = field(default_factory=lambda: TESTS)
 
@@ -118,9 +118,9 @@ def build(name: str) -> Path:
 def environment_of(sanitizer: Sanitizer, target: Path) -> dict[str, str]:
     """Loads the sanitizer's runtime ahead of everything else, and its build instead of another."""
     environment = {**sanitizer.environment, "PYTHONPATH": str(target)}
-    if sanitizer.library:
+    if sanitizer.runtime:
         # The C++ runtime with it, because Python does not have it yet when the sanitizer asks.
-        libraries = [library_path(name) for name in (sanitizer.library, "libstdc++.so.6")]
+        libraries = [library_path(name) for name in (sanitizer.runtime, "libstdc++.so.6")]
         environment["LD_PRELOAD"] = " ".join(libraries)
     return environment
 
