@@ -197,7 +197,7 @@ void Step::add_update(const ParamPlan& plan) {
                   "capturable=True needs a parameter on a device that can capture graphs; this "
                   "one is on the CPU");
   }
-  if (list.is_capturing) check_capture(plan);
+  if (list.execution.is_captured) check_capture(plan);
 
   Update update;
   update.in_double = computes_in_double(views[kParam].dtype);
@@ -287,7 +287,7 @@ DeviceUpdates& Step::list_for(PyObject* param, const Device& device) {
   list.execution = {.device = device, .stream = torch_.current_stream(device)};
   list.updates.clear(rule_.info.index);
   list.is_active = true;
-  list.is_capturing = engine.is_capturing(list.execution);
+  list.execution.is_captured = engine.is_capturing(list.execution);
   list.example = param;
   return list;
 }

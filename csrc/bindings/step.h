@@ -26,8 +26,7 @@ struct DeviceUpdates {
   Execution execution;
   UpdateList updates;
   std::unique_ptr<EngineMemory> memory;
-  bool is_active = false;  // in this step
-  bool is_capturing = false;
+  bool is_active = false;       // in this step
   PyObject* example = nullptr;  // a parameter that is there
 };
 

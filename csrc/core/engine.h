@@ -10,9 +10,10 @@ namespace fusedopt {
 // How the caller wants it done.
 struct Execution {
   Device device;
-  void* stream = nullptr;  // of a GPU: the caller's current one
-  int max_threads = 1;     // of a CPU
-  bool in_order = false;   // parameters share memory: one update after the other
+  void* stream = nullptr;    // of a GPU: the caller's current one
+  bool is_captured = false;  // into a graph
+  int max_threads = 1;       // of a CPU
+  bool in_order = false;     // parameters share memory: one update after the other
 };
 
 // What an engine keeps from step to step.

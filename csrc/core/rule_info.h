@@ -52,15 +52,6 @@ class HyperparametersOf final : public Hyperparameters {
 };
 
 template <class Rule>
-unsigned used_states(unsigned variant) {
-  unsigned used = 0;
-  for (unsigned s = 0; s < Rule::kStates.size(); ++s) {
-    if (Rule::uses(rule_variant(variant), s)) used |= 1u << s;
-  }
-  return used;
-}
-
-template <class Rule>
 RuleInfo rule_info(unsigned index) {
   OperandNames names = {"the parameter", "the gradient"};
   std::copy(Rule::kStates.begin(), Rule::kStates.end(), names.begin() + kFirstState);
@@ -70,7 +61,7 @@ RuleInfo rule_info(unsigned index) {
       .counts_steps = Rule::kCountsSteps,
       .states = Rule::kStates,
       .operand_names = names,
-      .used_states = used_states<Rule>,
+      .used_states = [](unsigned variant) { return used_states<Rule>(rule_variant(variant)); },
   };
 }
 

@@ -14,6 +14,16 @@ constexpr unsigned rule_variant(unsigned variant) { return variant >> 1; }
 template <class Rule>
 constexpr unsigned kVariantCount = unsigned{Rule::kVariants} << 1;
 
+// Which states a rule's own variant reads and writes. Bit s: state s.
+template <class Rule>
+constexpr unsigned used_states(unsigned variant) {
+  unsigned used = 0;
+  for (unsigned s = 0; s < Rule::kStates.size(); ++s) {
+    if (Rule::uses(variant, s)) used |= 1u << s;
+  }
+  return used;
+}
+
 // What a kernel gets: the scalars of the shared part and of the rule.
 template <class Rule, class T>
 struct KernelScalars {

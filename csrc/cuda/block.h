@@ -3,6 +3,7 @@
 // threads.
 #pragma once
 
+#include <bit>
 #include <utility>
 
 #include "core/element.h"
@@ -38,14 +39,6 @@ struct alignas(sizeof(Element) * lanes) Pack {
   Element elements[lanes];
 };
 
-// How many states a rule's own variant reads and writes.
-template <class Rule, unsigned variant>
-constexpr unsigned used_states() {
-  unsigned count = 0;
-  for (unsigned s = 0; s < Rule::kStates.size(); ++s) count += Rule::uses(variant, s);
-  return count;
-}
-
 // Updates one or several elements that lie side by side in every operand. `variant` is the rule's
 // own; what all rules share is decided as the kernel runs, which costs less than compiling it
 // twice.
@@ -61,7 +54,8 @@ class ElementUpdate {
         grad_scale_(grad_scale != nullptr ? static_cast<T>(*grad_scale) : T(1)),
         is_scaled_(grad_scale != nullptr) {}
 
-  static constexpr unsigned kOperands = kFirstState + used_states<Rule, variant>();
+  static constexpr unsigned kUsedStates = used_states<Rule>(variant);
+  static constexpr unsigned kOperands = kFirstState + std::popcount(kUsedStates);
 
   // at[p][k]: where pack p of `lanes` elements lies in operand k. All are loaded before any is
   // stored, so that their reads are under way together.
@@ -113,9 +107,7 @@ class ElementUpdate {
   }
 
   FUSEDOPT_FN static constexpr bool is_used(int operand) {
-    return operand < kFirstState ||
-           (operand - kFirstState < static_cast<int>(Rule::kStates.size()) &&
-            Rule::uses(variant, static_cast<unsigned>(operand - kFirstState)));
+    return operand < kFirstState || (kUsedStates >> (operand - kFirstState) & 1);
   }
 
   Scalars scalars_;

@@ -8,11 +8,14 @@
 
 namespace fusedopt::cuda {
 
-inline void check(cudaError_t error, const std::string& what) {
-  if (error == cudaSuccess) return;
+[[noreturn]] inline void fail(cudaError_t error, const std::string& what) {
   (void)cudaGetLastError();  // forget it, if it is one that can be forgotten
   throw std::runtime_error("CUDA: " + std::string(cudaGetErrorString(error)) + " (" +
                            cudaGetErrorName(error) + ") " + what);
+}
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) fail(error, what);
 }
 
 }  // namespace fusedopt::cuda

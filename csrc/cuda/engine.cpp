@@ -20,7 +20,7 @@ class CurrentDevice {
   explicit CurrentDevice(int device) {
     check(cudaGetDevice(&before_), "asking for the current device");
     if (before_ == device) return;
-    check(cudaSetDevice(device), "selecting device " + std::to_string(device));
+    check(cudaSetDevice(device), "selecting the parameters' device");
     is_changed_ = true;
   }
   ~CurrentDevice() {
@@ -87,7 +87,7 @@ class CudaEngine final : public Engine {
            EngineMemory* engine_memory) override {
     auto& memory = static_cast<Memory&>(*engine_memory);
     const CurrentDevice current(execution.device.index);
-    const bool captures = is_capturing(execution);
+    const bool captures = execution.is_captured;
     for (size_t l = 0; l < memory.count; ++l) {
       Launch& launch = memory.launches[l];
       if (launch.plan.blocks() == 0) continue;
@@ -125,10 +125,11 @@ class CudaEngine final : public Engine {
     }
     void* arguments[] = {table};
     const uint32_t blocks = launch.plan.blocks();
-    check(cudaLaunchKernel(kernel_of(rule, is_large), dim3(blocks), dim3(kThreads), arguments, 0,
-                           stream_of(execution)),
-          "launching " + std::to_string(blocks) + " blocks of " + std::to_string(kThreads) +
-              " threads on device " + std::to_string(execution.device.index));
+    const cudaError_t error = cudaLaunchKernel(kernel_of(rule, is_large), dim3(blocks),
+                                               dim3(kThreads), arguments, 0, stream_of(execution));
+    if (error == cudaSuccess) return;
+    fail(error, "launching " + std::to_string(blocks) + " blocks of " + std::to_string(kThreads) +
+                    " threads on device " + std::to_string(execution.device.index));
   }
 };
 

@@ -57,8 +57,8 @@ class Slab {
     const size_t size = kTogether * stride_;
     const std::string what = "allocating " + std::to_string(size) + " bytes for tables";
     try {
-      check(cudaMalloc(&device_, size), what);
-      check(cudaHostAlloc(&host_, size, cudaHostAllocDefault), what);
+      check(cudaMalloc(&device_, size), what.c_str());
+      check(cudaHostAlloc(&host_, size, cudaHostAllocDefault), what.c_str());
       const PrivateStream stream;
       check(cudaMemsetAsync(device_, 0, size, stream.get()), "clearing counters");
       stream.wait();
