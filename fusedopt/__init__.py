@@ -39,7 +39,8 @@ __all__ = [
 
 __version__ = _version("fusedopt")
 
-_native.attach(torch, local_tensor)
+with torch.inference_mode(False):
+    _native.attach(torch, local_tensor)
 if "FUSEDOPT_ISA" in os.environ:
     try:
         _native.select_isa(os.environ["FUSEDOPT_ISA"])

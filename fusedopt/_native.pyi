@@ -6,7 +6,12 @@ import torch
 
 compiler: str
 
-def attach(torch: ModuleType, local_tensor: Callable[[torch.Tensor], torch.Tensor]) -> None: ...
+def attach(
+    torch: ModuleType,
+    local_tensor: Callable[[torch.Tensor], torch.Tensor],
+    use_library: bool = True,
+) -> None: ...
+def library_answers() -> list[str]: ...
 def step(
     rule: str,
     param_groups: list[dict[str, Any]],

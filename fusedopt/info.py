@@ -26,6 +26,7 @@ def collect() -> dict[str, str]:
         "instruction set": _native.selected_isa(),
         "available": ", ".join(_native.available_isas()),
         "threads": str(torch.get_num_threads()),
+        "torch's library tells": ", ".join(_native.library_answers()) or "nothing",
         "CUDA in fusedopt": cuda_of_fusedopt(),
         "CUDA in torch": f"{torch.version.cuda or 'not built'}, "
         + ("usable" if torch.cuda.is_available() else "not usable"),

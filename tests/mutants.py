@@ -182,8 +182,14 @@ MUTANTS = [
          "    publish_new_states();\n    add_update(memory_.params[i]);"),
         ("steps counted early", "    add_update(memory_.params[i]);",
          "    add_update(memory_.params[i]);\n    count_steps();"),
-        ("versions not counted", "if (!updated_.empty())", "if (false)"),
+        ("versions not counted", "if (!torch_.library().increment_version(param))", "if (false)"),
         ("scalars of another parameter", "latest.step != step || latest.list", "latest.list"),
+    ),
+    *rule(
+        "csrc/bindings/torch_library.cpp",
+        ("any device is the CPU", "if (type == cpu_)", "if (true)"),
+        ("negation not seen", "return is_neg_(handle_of(tensor));", "return false;"),
+        ("samples not compared", "&& is_same(expected, found)", "&& (is_same(expected, found) || true)"),
     ),
     *rule(
         "csrc/cuda/launch_plan.cpp",

@@ -1,4 +1,7 @@
-"""What the extension needs of torch: an exchange table that it can read, or a clear refusal."""
+"""What the extension needs of torch: an exchange table that it can read, or a clear refusal.
+
+And what it takes from torch's library where that answers: speed, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+import fusedopt
+from fusedopt import _native, local_tensor
+from fusedopt.cases import CASES, DTYPES
+from helpers import snapshot
 
 # A torch whose table a test has changed; its memory has the layout of dlpack.h.
 PRELUDE = """
@@ -104,3 +113,149 @@ check()
 )
 def test_a_torch_that_can_be_read_is_accepted(change):
     run_python(f"{change}\nattach_table()\ncheck()")
+
+
+@pytest.fixture(params=["library", "exchange table"])
+def way(request):
+    """How tensors are read in a test."""
+    _native.attach(torch, local_tensor, use_library=request.param == "library")
+    yield request.param
+    _native.attach(torch, local_tensor)
+
+
+def test_this_torch_is_read_through_its_library():
+    assert _native.library_answers() == ["description", "negation", "version"]
+
+
+def test_the_library_is_left_alone_if_told_so():
+    _native.attach(torch, local_tensor, use_library=False)
+    try:
+        assert _native.library_answers() == []
+    finally:
+        _native.attach(torch, local_tensor)
+
+
+def in_every_layout(dtype):
+    """Parameters with gradients in all ways in which tensors lie in memory."""
+    torch.manual_seed(0)
+    for base in (torch.randn(6, 8), torch.randn(()), torch.randn(0, 3), torch.randn(2, 3, 4, 5)):
+        grad = torch.randn(base.shape)
+        yield base.to(dtype), grad.to(dtype)
+        if base.dim() > 1:
+            yield base.to(dtype).transpose(0, 1), grad.to(dtype).transpose(0, 1).contiguous()
+            yield base.to(dtype)[1:], torch._neg_view(grad.to(dtype)[1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_both_ways_give_the_same_bits_and_versions(dtype):
+    def run(use_library):
+        _native.attach(torch, local_tensor, use_library)
+        results = []
+        for case in CASES:
+            params = []
+            for param, grad in in_every_layout(dtype):
+                params.append(param)
+                param.grad = grad
+            optimizer = case.row.optimizer(params, **case.options)
+            for _ in range(2):
+                optimizer.step()
+            results.append(snapshot(optimizer))
+        return results
+
+    try:
+        by_table, by_library = run(False), run(True)
+    finally:
+        _native.attach(torch, local_tensor)
+    assert by_table == by_library
+
+
+REFUSED_TENSORS = {
+    "sparse": lambda: (torch.ones(3), torch.ones(3).to_sparse(), "is sparse"),
+    "complex": lambda: (torch.ones(3, dtype=torch.complex64), None, "unsupported dtype"),
+    "integer": lambda: (torch.ones(3, dtype=torch.int32), None, "unsupported dtype"),
+    "bool": lambda: (torch.ones(3, dtype=torch.bool), None, "unsupported dtype"),
+    "meta": lambda: (torch.ones(3, device="meta"), None, "cannot be accessed"),
+}
+
+
+@pytest.mark.parametrize("make", REFUSED_TENSORS.values(), ids=REFUSED_TENSORS)
+def test_both_ways_refuse_the_same(make, way):
+    param, grad, message = make()
+    first = torch.ones(2)
+    first.grad = torch.ones(2)
+    param.grad = torch.ones_like(param) if grad is None else grad
+    optimizer = fusedopt.SGD([first, param], lr=0.5)
+    with pytest.raises((RuntimeError, NotImplementedError), match=message):
+        optimizer.step()
+    assert first.tolist() == [1, 1]
+
+
+def test_a_freed_storage_is_refused(way):
+    param = torch.ones(4)
+    param.grad = torch.ones(4)
+    param.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="has no memory"):
+        fusedopt.SGD([param], lr=0.5).step()
+
+
+def test_inference_tensors_have_no_version(way):
+    with torch.inference_mode():
+        param = torch.ones(3)
+        param.grad = torch.ones(3)
+        fusedopt.SGD([param], lr=0.5).step()
+    assert param.tolist() == [0.5] * 3
+
+
+def test_import_in_inference_mode_and_on_another_default_device():
+    code = """
+import torch
+torch.set_default_device("meta")
+with torch.inference_mode():
+    import fusedopt
+assert fusedopt._native.library_answers() == ["description", "negation", "version"]
+"""
+    subprocess.run([sys.executable, "-c", code], cwd="/", check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "names['empty'] = lambda *args, **kw: Hidden(torch.empty(*args, **kw))",
+        "names['empty'] = lambda *args, **kw: 1 / 0",
+    ],
+    ids=["implementation is not where it says", "no samples"],
+)
+def test_a_library_that_cannot_be_tried_is_not_used(change):
+    run_python(f"""
+class Hidden(torch.Tensor):
+    _cdata = property(lambda self: 1)
+
+names = dict(Tensor=torch.Tensor, nn=torch.nn, get_num_threads=torch.get_num_threads,
+             autograd=torch.autograd, empty=torch.empty)
+{change}
+for dtype in ("float64", "bfloat16", "float16", "int32", "int64"):
+    names[dtype] = getattr(torch, dtype)
+_native.attach(types.SimpleNamespace(**names), local_tensor)
+assert _native.library_answers() == [], _native.library_answers()
+check()
+""")
+
+
+def test_a_library_that_says_something_else_than_the_table_is_not_asked():
+    run_python("""
+DESCRIBE = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
+describe = DESCRIBE(real.describe)
+
+@DESCRIBE
+def elsewhere(tensor, out):
+    error = describe(tensor, out)
+    ctypes.c_void_p.from_address(out).value = ctypes.addressof(real)
+    return error
+
+table.describe = ctypes.cast(elsewhere, ctypes.c_void_p)
+attach_table()
+assert _native.library_answers() == ["negation", "version"], _native.library_answers()
+_native.attach(torch, local_tensor)
+assert "description" in _native.library_answers()
+check()
+""")

@@ -113,10 +113,11 @@ PYBIND11_MODULE(_native, m) {
   m.attr("compiler") = FUSEDOPT_COMPILER;
   m.def(
       "attach",
-      [](const py::object& torch, const py::object& local_tensor) {
-        torch_tensors().attach(torch, local_tensor);
+      [](const py::object& torch, const py::object& local_tensor, bool use_library) {
+        torch_tensors().attach(torch, local_tensor, use_library);
       },
-      py::arg("torch"), py::arg("local_tensor"));
+      py::arg("torch"), py::arg("local_tensor"), py::arg("use_library") = true);
+  m.def("library_answers", [] { return torch_tensors().library().answers(); });
   m.def(
       "step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
       py::arg("create_state"), py::arg("grad_scale") = py::none(),

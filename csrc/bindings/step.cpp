@@ -154,9 +154,11 @@ void Step::prefetch_param(PyObject* params, Py_ssize_t index) const {
   constexpr auto ahead = static_cast<Py_ssize_t>(kMetadataAhead);
   const Py_ssize_t size = PyList_GET_SIZE(params);
   if (index + 2 * ahead < size) {
-    TorchTensors::prefetch_object(PyList_GET_ITEM(params, index + 2 * ahead));
+    TorchLibrary::prefetch_object(PyList_GET_ITEM(params, index + 2 * ahead));
   }
-  if (index + ahead < size) torch_.prefetch_metadata(PyList_GET_ITEM(params, index + ahead));
+  if (index + ahead >= size) return;
+  PyObject* const param = PyList_GET_ITEM(params, index + ahead);
+  if (torch_.is_tensor(param)) torch_.library().prefetch_metadata(param);
 }
 
 void Step::prefetch_plan(size_t index) const {
@@ -169,10 +171,11 @@ void Step::prefetch_plan(size_t index) const {
   };
   if (index + kMetadataAhead < plans.size()) {
     for_each_tensor(plans[index + kMetadataAhead],
-                    [&](PyObject* t) { torch_.prefetch_metadata(t); });
+                    [&](PyObject* tensor) { torch_.library().prefetch_metadata(tensor); });
   }
   if (index + kStorageAhead < plans.size()) {
-    for_each_tensor(plans[index + kStorageAhead], [&](PyObject* t) { torch_.prefetch_storage(t); });
+    for_each_tensor(plans[index + kStorageAhead],
+                    [&](PyObject* tensor) { torch_.library().prefetch_storage(tensor); });
   }
 }
 
@@ -203,7 +206,6 @@ void Step::add_update(const ParamPlan& plan) {
   update.in_double = computes_in_double(views[kParam].dtype);
   plan_scalars(plan, list, update);
   list.updates.add(update, operands);
-  if (PyList_Append(updated_.ptr(), plan.operands[kParam]) != 0) throw py::error_already_set();
 }
 
 // Who derives the scalars: the engine, where the host cannot know them; or else the host.
@@ -443,7 +445,12 @@ void Step::run() {
     run_lists(false);
   }
   count_steps();
-  if (!updated_.empty()) interruption.hold_off([&] { torch_.increment_versions(updated_); });
+  py::list left;
+  for (const ParamPlan& plan : memory_.params) {
+    PyObject* const param = plan.operands[kParam];
+    if (!torch_.library().increment_version(param)) left.append(py::handle(param));
+  }
+  if (!left.empty()) interruption.hold_off([&] { torch_.increment_versions(left); });
   interruption.raise();
 }
 

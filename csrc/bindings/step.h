@@ -153,7 +153,6 @@ class Step {
   bool host_must_know_ = false;  // whether the step is to be skipped
   bool is_skipped_ = false;
   Py_ssize_t group_index_ = -1, param_index_ = -1;  // for location()
-  py::list updated_;
 };
 
 }  // namespace fusedopt

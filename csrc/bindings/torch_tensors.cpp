@@ -1,7 +1,5 @@
 #include "bindings/torch_tensors.h"
 
-#include <cstring>
-
 #include "core/refusal.h"
 
 namespace fusedopt {
@@ -65,13 +63,16 @@ const DLPackExchangeAPI* find_exchange_table(const py::object& tensor_type) {
 
 }  // namespace
 
-void TorchTensors::attach(const py::object& torch, const py::object& local_tensor) {
+void TorchTensors::attach(const py::object& torch, const py::object& local_tensor,
+                          bool use_library) {
   const py::object tensor_type = torch.attr("Tensor");
   const DLPackExchangeAPI* const api = find_exchange_table(tensor_type);
+  TorchLibrary library;
+  if (use_library) library.attach(torch, *api);
   // These live as long as torch does, which is as long as the process.
   const auto keep = [](py::object object) { return object.release(); };
   api_ = api;
-  impl_offset_ = find_impl_offset(torch.attr("empty")(0));
+  library_ = library;
   tensor_type_ = keep(tensor_type);
   parameter_type_ = keep(torch.attr("nn").attr("Parameter"));
   local_tensor_ = keep(local_tensor);
@@ -83,6 +84,7 @@ void TorchTensors::attach(const py::object& torch, const py::object& local_tenso
 DLTensor TorchTensors::describe(PyObject* tensor, const char* what, KeepAlive& keep) const {
   tensor = plain(tensor, keep);
   DLTensor result;
+  if (library_.describe(tensor, result)) return result;
   if (api_->dltensor_from_py_object_no_sync(tensor, &result) != 0) {
     PyErr_Clear();
     refuse(tensor, what);
@@ -106,53 +108,17 @@ PyObject* TorchTensors::plain(PyObject* tensor, KeepAlive& keep) const {
 }
 
 bool TorchTensors::is_negated_view(PyObject* tensor) const {
-  return take(PyObject_CallOneArg(is_neg_.ptr(), tensor)).ptr() == Py_True;
-}
-
-// torch tells the address of a tensor's implementation; where in the Python object it is kept is
-// found by looking for it.
-size_t TorchTensors::find_impl_offset(const py::object& tensor) {
-  if (!py::hasattr(tensor, "_cdata")) return 0;
-  const auto address = tensor.attr("_cdata").cast<uintptr_t>();
-  const auto size = static_cast<size_t>(Py_TYPE(tensor.ptr())->tp_basicsize);
-  for (size_t offset = sizeof(PyObject); offset + sizeof(address) <= size;
-       offset += sizeof(address)) {
-    uintptr_t word;
-    std::memcpy(&word, reinterpret_cast<const char*>(tensor.ptr()) + offset, sizeof word);
-    if (word == address) return offset;
+  if (is_plain(tensor)) {
+    if (const std::optional<bool> answer = library_.is_negated_view(tensor)) return *answer;
   }
-  return 0;
-}
-
-const char* TorchTensors::impl_of(PyObject* tensor) const {
-  if (impl_offset_ == 0 || !is_tensor(tensor)) return nullptr;
-  const char* impl;
-  std::memcpy(&impl, reinterpret_cast<const char*>(tensor) + impl_offset_, sizeof impl);
-  return impl;
-}
-
-void TorchTensors::prefetch_object(PyObject* tensor) { __builtin_prefetch(tensor); }
-
-void TorchTensors::prefetch_metadata(PyObject* tensor) const {
-  const char* impl = impl_of(tensor);
-  if (impl == nullptr) return;
-  for (size_t line = 0; line < 3; ++line) __builtin_prefetch(impl + 64 * line);
-}
-
-void TorchTensors::prefetch_storage(PyObject* tensor) const {
-  const char* impl = impl_of(tensor);
-  if (impl == nullptr) return;
-  // The storage is the first member after two words of reference counting. If another version of
-  // torch has something else there, the prefetch is one without effect.
-  const void* storage;
-  std::memcpy(&storage, impl + 2 * sizeof(void*), sizeof storage);
-  __builtin_prefetch(storage);
+  return take(PyObject_CallOneArg(is_neg_.ptr(), tensor)).ptr() == Py_True;
 }
 
 std::optional<NumberPlace> TorchTensors::find_number(PyObject* tensor) const {
   DLTensor described;
   if (!is_plain(tensor)) return std::nullopt;
-  if (api_->dltensor_from_py_object_no_sync(tensor, &described) != 0) {
+  if (!library_.describe(tensor, described) &&
+      api_->dltensor_from_py_object_no_sync(tensor, &described) != 0) {
     PyErr_Clear();
     return std::nullopt;
   }
@@ -183,8 +149,8 @@ int TorchTensors::num_threads() const {
   return take(PyObject_CallNoArgs(get_num_threads_.ptr())).cast<int>();
 }
 
-void TorchTensors::increment_versions(const py::object& list) const {
-  take(PyObject_CallOneArg(increment_version_.ptr(), list.ptr()));
+void TorchTensors::increment_versions(const py::list& tensors) const {
+  take(PyObject_CallOneArg(increment_version_.ptr(), tensors.ptr()));
 }
 
 void TorchTensors::refuse(PyObject* tensor, const char* what) const {

@@ -1,4 +1,5 @@
-// Tensors as torch's C exchange table (DLPack 1.2 and later) describes them.
+// Tensors as torch describes them: through its library where that answers, or else through its C
+// exchange table (DLPack 1.2 and later).
 #pragma once
 
 #include <dlpack/dlpack.h>
@@ -7,6 +8,7 @@
 #include <string>
 
 #include "bindings/python.h"
+#include "bindings/torch_library.h"
 #include "core/layout.h"
 #include "core/number.h"
 
@@ -22,22 +24,19 @@ struct NumberPlace {
 class TorchTensors {
  public:
   // What the rest of this library needs of the torch module. `local_tensor` turns a tensor of any
-  // other class than Tensor and Parameter into a plain one, or raises.
-  void attach(const py::object& torch, const py::object& local_tensor);
+  // other class than Tensor and Parameter into a plain one, or raises. The library only makes this
+  // faster; without `use_library` it is left alone.
+  void attach(const py::object& torch, const py::object& local_tensor, bool use_library);
 
   // Metadata of a tensor, valid while the tensor is alive and unchanged. `what` names it in errors.
   // Where another tensor holds its memory, that one is given to `keep`.
   DLTensor describe(PyObject* tensor, const char* what, KeepAlive& keep) const;
 
   bool is_tensor(PyObject* object) const;
-  bool is_negated_view(
-      PyObject* tensor) const;  // its values are those in memory with the sign flipped
+  // Whether its values are those in memory with the sign flipped.
+  bool is_negated_view(PyObject* tensor) const;
 
-  // Hints that these will be read soon. Only `prefetch_storage` reads memory itself: that which
-  // `prefetch_metadata` of the same tensor has asked for.
-  static void prefetch_object(PyObject* tensor);
-  void prefetch_metadata(PyObject* tensor) const;
-  void prefetch_storage(PyObject* tensor) const;
+  const TorchLibrary& library() const { return library_; }
 
   // Where a tensor of one element keeps it; nothing if the tensor is no such or of another type
   // than those of NumberType.
@@ -49,17 +48,15 @@ class TorchTensors {
 
   int num_threads() const;
   void* current_stream(const Device& device) const;
-  void increment_versions(const py::object& list) const;
+  void increment_versions(const py::list& tensors) const;
 
  private:
   bool is_plain(PyObject* object) const;  // of class Tensor or Parameter itself
   PyObject* plain(PyObject* tensor, KeepAlive& keep) const;
-  static size_t find_impl_offset(const py::object& tensor);
-  const char* impl_of(PyObject* tensor) const;
   [[noreturn]] void refuse(PyObject* tensor, const char* what) const;
 
   const DLPackExchangeAPI* api_ = nullptr;
-  size_t impl_offset_ = 0;  // 0: unknown, and nothing is prefetched
+  TorchLibrary library_;
   py::handle tensor_type_, parameter_type_, local_tensor_;
   py::handle get_num_threads_, increment_version_, is_neg_;
 };
