@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc cmake fusedopt benchmarks tests/native -type f -not
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize mutants \
-        ecosystem clean
+        ecosystem pictures clean
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test        build and run the tests"
 	@echo "make mutants     build deliberate faults, one after the other, and see that tests find them"
 	@echo "make ecosystem   train with transformers, accelerate and lightning (about a minute)"
+	@echo "make pictures    draw docs/pictures anew (about two minutes)"
 	@echo "make lint        check formatting, lint and types"
 	@echo "make format      format everything"
 	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
@@ -58,6 +59,9 @@ $(VENV)/ecosystem: $(VENV)/installed
 # libraries are not known ahead.
 ecosystem: $(VENV)/ecosystem
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W default -o python_files='check_*.py' tests/ecosystem
+
+pictures: install
+	$(BIN)/fusedopt trajectories --out docs/pictures --each
 
 lint: install
 	$(BIN)/ruff check .

@@ -46,3 +46,19 @@ def bench(
         run(quick, only or (), optimizer or (), threads, dtype, json, device=device)
     except UnknownNameError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def trajectories(
+    out: Annotated[Path, Option(file_okay=False, help="Write into this folder.")] = Path(
+        "trajectories"
+    ),
+    only: Annotated[list[str] | None, Option(help="A surface; repeat for more.")] = None,
+    optimizer: Annotated[list[str] | None, Option(help="An optimizer; repeat for more.")] = None,
+    steps: Annotated[int, Option(min=1, help="Steps of every optimizer.")] = 200,
+    each: Annotated[bool, Option("--each", help="Also a picture of each optimizer.")] = False,
+) -> None:
+    """Draw every optimizer's path over loss surfaces, with learning rates that a search chose."""
+    from fusedopt.trajectories.command import print_trajectories
+
+    print_trajectories(out, only or (), optimizer or (), steps, each)
