@@ -8,7 +8,7 @@ compiler: str
 
 def attach(
     torch: ModuleType,
-    local_tensor: Callable[[torch.Tensor], torch.Tensor],
+    local_tensor: Callable[[torch.Tensor, torch.Tensor | None, bool], torch.Tensor],
     use_library: bool = True,
 ) -> None: ...
 def library_answers() -> list[str]: ...

@@ -355,6 +355,72 @@ def pending(rank, world_size):
     assert torch.equal(param.to_local(), torch.ones(3))
 
 
+def placed_otherwise(rank, world_size):
+    """Gradients whose elements are on other ranks than the parameter's, as torch steps them."""
+    mesh = init_device_mesh("cpu", (2, world_size // 2))
+    generator = torch.Generator().manual_seed(0)
+    whole, whole_grad = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64)
+
+    def train(optimizer_class, placements):
+        param = torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0), Shard(1)]))
+        optimizer = optimizer_class([param], lr=0.1)
+        for _ in range(STEPS):
+            param.grad = distribute_tensor(whole_grad, mesh, placements)
+            optimizer.step()
+            assert param.grad.placements == tuple(placements), "gradients are left as they are"
+        return param
+
+    for placements in ([Shard(1), Shard(0)], [Replicate(), Shard(0)], [Replicate(), Replicate()]):
+        for row in cases.ROWS:
+            if row.torch_optimizer:
+                expected = full(train(row.torch_optimizer, placements))
+                torch.testing.assert_close(
+                    full(train(row.optimizer, placements)), expected, **CLOSE
+                )
+
+
+def mixed(rank, world_size):
+    """A DTensor beside a plain tensor, or placed otherwise than its parameter, is refused."""
+    mesh = init_device_mesh("cpu", (world_size,))
+    other_mesh = init_device_mesh("cpu", (1, world_size))
+
+    def dtensor(placement, mesh=mesh):
+        placements = [Replicate()] * (mesh.ndim - 1) + [placement]
+        return distribute_tensor(torch.ones(4, 4), mesh, placements)
+
+    def refuses(error, message, change):
+        param = torch.nn.Parameter(dtensor(Shard(0)))
+        param.grad = dtensor(Shard(0))
+        optimizer = fusedopt.Adam([param], lr=0.1)
+        optimizer.step()
+        change(param, optimizer.state[param])
+        before = param.to_local().clone()
+        with pytest.raises(error, match=message):
+            optimizer.step()
+        assert torch.equal(param.to_local(), before)
+
+    def other_state(state):
+        return lambda _, states: states.update(exp_avg=state)
+
+    def other_grad(param, _):
+        param.grad = dtensor(Shard(0), other_mesh)
+
+    refuses(ValueError, "placed", other_state(dtensor(Shard(1))))
+    refuses(ValueError, "placed", other_state(dtensor(Replicate())))
+    refuses(RuntimeError, "only the parameter", other_state(dtensor(Shard(0)).to_local()))
+    refuses(ValueError, "its parameter on", other_grad)
+
+    param = torch.ones(4, 4)
+    optimizer = fusedopt.Adam([param], lr=0.1)
+    param.grad = torch.ones(4, 4)
+    optimizer.step()
+    optimizer.state[param]["exp_avg"] = dtensor(Replicate())
+    before = param.clone()
+    with pytest.raises(RuntimeError, match="only its gradient or a state"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
 def given_gradients(model, step):
     """Gradients that do not depend on the number of ranks, not even in their rounding."""
     generator = torch.Generator().manual_seed(step)

@@ -57,6 +57,8 @@ def run(tmp_path):
         (workers.zero, 3),
         (workers.tensor_parallel, 2),
         (workers.pending, 2),
+        (workers.placed_otherwise, 4),
+        (workers.mixed, 2),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

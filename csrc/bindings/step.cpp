@@ -184,9 +184,12 @@ void Step::add_update(const ParamPlan& plan) {
   param_index_ = plan.param_index;
   std::array<TensorView, kMaxOperands> views;
   Operands operands{};
+  PyObject* const param = memory_of(plan, kParam, nullptr);
   for (int k = 0; k < kMaxOperands; ++k) {
     if (plan.operands[k] == nullptr) continue;
-    views[k] = view(plan.operands[k], rule_.info.operand_names[k]);
+    PyObject* const memory = k == kParam ? param : memory_of(plan, k, param);
+    const char* const name = rule_.info.operand_names[k];
+    views[k] = to_view(torch_.describe(memory, name), name);
     operands[k] = &views[k];
   }
   validate(operands, rule_.info.operand_names);
@@ -335,8 +338,13 @@ void Step::check_overlap(DeviceUpdates& list) {
   }
 }
 
-TensorView Step::view(PyObject* tensor, const char* what) {
-  return to_view(torch_.describe(tensor, what, memory_.keep), what);
+// The plain tensor that holds an operand's memory; nearly always the operand itself.
+PyObject* Step::memory_of(const ParamPlan& plan, int operand, PyObject* param_memory) {
+  PyObject* const param = plan.operands[kParam];
+  PyObject* const tensor = plan.operands[operand];
+  const bool param_is_plain = operand == kParam || param_memory == param;
+  if (param_is_plain && torch_.is_plain(tensor)) return tensor;
+  return torch_.unwrap(tensor, operand == kParam ? Py_None : param, operand == kGrad, memory_.keep);
 }
 
 PyObject* Step::resolve_negation(PyObject* grad) {
@@ -392,8 +400,8 @@ PyObject* Step::new_state(PyObject* param, PyObject* states, PyObject* name) {
 }
 
 NumberPlace Step::find_step_count(PyObject* tensor) {
-  // A tensor of some other class may hold it.
-  const DLTensor described = torch_.describe(tensor, "state 'step'", memory_.keep);
+  if (!torch_.is_plain(tensor)) tensor = torch_.unwrap(tensor, Py_None, false, memory_.keep);
+  const DLTensor described = torch_.describe(tensor, "state 'step'");
   int64_t numel = 1;
   for (int d = 0; d < described.ndim; ++d) numel *= described.shape[d];
   if (numel != 1) throw Refusal(Refusal::kRuntime, "state 'step' must be one number");

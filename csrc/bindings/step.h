@@ -127,7 +127,7 @@ class Step {
   DeviceUpdates& unused_list(const Engine& engine, const Device& device);
   DeviceUpdates& list_for(PyObject* param, const Device& device);
   void check_capture(const ParamPlan& plan) const;
-  TensorView view(PyObject* tensor, const char* what);
+  PyObject* memory_of(const ParamPlan& plan, int operand, PyObject* param_memory);
   PyObject* resolve_negation(PyObject* grad);
   PyObject* next_states_if_of(PyObject* param);
   PyObject* states_of(PyObject* param);

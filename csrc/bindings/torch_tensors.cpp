@@ -81,8 +81,7 @@ void TorchTensors::attach(const py::object& torch, const py::object& local_tenso
   is_neg_ = keep(tensor_type.attr("is_neg"));
 }
 
-DLTensor TorchTensors::describe(PyObject* tensor, const char* what, KeepAlive& keep) const {
-  tensor = plain(tensor, keep);
+DLTensor TorchTensors::describe(PyObject* tensor, const char* what) const {
   DLTensor result;
   if (library_.describe(tensor, result)) return result;
   if (api_->dltensor_from_py_object_no_sync(tensor, &result) != 0) {
@@ -102,9 +101,12 @@ bool TorchTensors::is_tensor(PyObject* object) const {
          PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()));
 }
 
-PyObject* TorchTensors::plain(PyObject* tensor, KeepAlive& keep) const {
-  if (is_plain(tensor)) return tensor;
-  return keep.steal(take(PyObject_CallOneArg(local_tensor_.ptr(), tensor)).release().ptr());
+PyObject* TorchTensors::unwrap(PyObject* tensor, PyObject* param, bool is_grad,
+                               KeepAlive& keep) const {
+  return keep.steal(take(PyObject_CallFunctionObjArgs(local_tensor_.ptr(), tensor, param,
+                                                      is_grad ? Py_True : Py_False, nullptr))
+                        .release()
+                        .ptr());
 }
 
 bool TorchTensors::is_negated_view(PyObject* tensor) const {

@@ -23,14 +23,18 @@ struct NumberPlace {
 
 class TorchTensors {
  public:
-  // What the rest of this library needs of the torch module. `local_tensor` turns a tensor of any
-  // other class than Tensor and Parameter into a plain one, or raises. The library only makes this
-  // faster; without `use_library` it is left alone.
+  // What the rest of this library needs of the torch module. `local_tensor` is what unwrap() calls.
+  // The library only makes this faster; without `use_library` it is left alone.
   void attach(const py::object& torch, const py::object& local_tensor, bool use_library);
 
-  // Metadata of a tensor, valid while the tensor is alive and unchanged. `what` names it in errors.
-  // Where another tensor holds its memory, that one is given to `keep`.
-  DLTensor describe(PyObject* tensor, const char* what, KeepAlive& keep) const;
+  // Whether it is of class Tensor or Parameter itself, so that its memory is its own.
+  bool is_plain(PyObject* object) const;
+  // The plain tensor that holds the memory of `tensor`, which is the gradient or a state of
+  // `param`, or param itself or a step count, with None for a param. Raises if there is none.
+  PyObject* unwrap(PyObject* tensor, PyObject* param, bool is_grad, KeepAlive& keep) const;
+
+  // Metadata of a plain tensor, valid while it is alive and unchanged. `what` names it in errors.
+  DLTensor describe(PyObject* tensor, const char* what) const;
 
   bool is_tensor(PyObject* object) const;
   // Whether its values are those in memory with the sign flipped.
@@ -51,8 +55,6 @@ class TorchTensors {
   void increment_versions(const py::list& tensors) const;
 
  private:
-  bool is_plain(PyObject* object) const;  // of class Tensor or Parameter itself
-  PyObject* plain(PyObject* tensor, KeepAlive& keep) const;
   [[noreturn]] void refuse(PyObject* tensor, const char* what) const;
 
   const DLPackExchangeAPI* api_ = nullptr;
