@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Option
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Optimizer steps for PyTorch.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+def _print_version(asked_for: bool) -> None:
+    if asked_for:
+        typer.echo(f"fusedopt {version('fusedopt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[
+        bool,
+        Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Optimizer steps for PyTorch."""
 
 
 @app.command()

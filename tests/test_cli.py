@@ -59,6 +59,11 @@ def test_info_has_what_a_bug_report_needs():
         assert word in output
 
 
+def test_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"fusedopt {fusedopt.__version__}\n")
+
+
 def test_missing_extra_is_explained():
     code = """
 import sys
