@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim.optimizer import ParamsT
 
-from fusedopt.optimizer import FusedOptimizer
+from fusedopt.optimizer import FusedOptimizer, refuse_fused_with_foreach
 
 
 class Adadelta(FusedOptimizer, torch.optim.Adadelta):
@@ -65,5 +65,6 @@ class Adadelta(FusedOptimizer, torch.optim.Adadelta):
             maximize=maximize,
             differentiable=differentiable,
         )
+        refuse_fused_with_foreach(fused, foreach)
         if fused is not None:
             self._set_option("fused", fused)

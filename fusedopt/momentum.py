@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedopt import _native
-from fusedopt.optimizer import FusedOptimizer
+from fusedopt.optimizer import FusedOptimizer, refuse_fused_with_foreach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,6 +83,7 @@ class Momentum(FusedOptimizer):
             "capturable": capturable,
         }
         super().__init__(params, defaults)
+        refuse_fused_with_foreach(fused, foreach)
 
 
 class Nesterov(Momentum):

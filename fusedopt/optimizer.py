@@ -88,6 +88,16 @@ def check_group(group: dict[str, Any], index: int, name: str) -> None:
             raise ValueError(f"{where}, parameter {position}: is a negated view of its memory")
 
 
+def refuse_fused_with_foreach(fused: bool | None, foreach: bool | None) -> None:
+    """The check of torch's constructors, for those of classes that torch has without ``fused``.
+
+    Raises:
+        RuntimeError: both are true.
+    """
+    if fused and foreach:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
 class FusedOptimizer(torch.optim.Optimizer):
     """Base of the optimizers: steps all parameter groups in one native call.
 
@@ -96,7 +106,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     done before anything is written, and tells autograd which parameters changed.
 
     ``foreach`` and ``fused`` select no implementation: there is one. With ``fused=True`` step
-    counts are on the parameter's device, as in torch. ``differentiable=True`` is not supported and
+    counts are on the parameter's device, as in torch, and as there the constructor refuses both at
+    once with ``RuntimeError``. ``differentiable=True`` is not supported and
     raises ``NotImplementedError``.
 
     ``torch.amp.GradScaler`` leaves unscaling and skipping to ``step``, which reads the scaler's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim.optimizer import ParamsT
 
-from fusedopt.optimizer import FusedOptimizer
+from fusedopt.optimizer import FusedOptimizer, refuse_fused_with_foreach
 
 
 class RMSprop(FusedOptimizer, torch.optim.RMSprop):
@@ -77,5 +77,6 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
             maximize,
             differentiable,
         )
+        refuse_fused_with_foreach(fused, foreach)
         if fused is not None:
             self._set_option("fused", fused)

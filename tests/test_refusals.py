@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 
 import numpy as np
 import pytest
@@ -309,6 +310,22 @@ def test_differentiable_is_not_supported(row):
             {"params": [torch.nn.Parameter(torch.zeros(2))], "differentiable": True}
         )
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_constructor_refuses_fused_with_foreach_as_torch_does(row):
+    """Torch looks at the arguments only: a group or a checkpoint may have both."""
+    both = {"fused": True, "foreach": True}
+    message = "^`fused` and `foreach` cannot be `True` together.$"
+    for optimizer_class in (row.optimizer, row.torch_optimizer or row.optimizer):
+        params = [torch.nn.Parameter(torch.zeros(2))]
+        if "fused" in inspect.signature(optimizer_class).parameters:
+            with pytest.raises(RuntimeError, match=message):
+                optimizer_class(params, **both)
+        optimizer = optimizer_class([{"params": params, **both}])
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], **both})
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert all(group["fused"] and group["foreach"] for group in optimizer.param_groups)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
