@@ -36,7 +36,7 @@ def collect() -> dict[str, str]:
 def cuda_of_fusedopt() -> str:
     """What the CUDA engine was built with and for, and whether it can be used here."""
     try:
-        from fusedopt import _cuda
+        import fusedopt._cuda as _cuda  # "from" would raise ImportError
     except ModuleNotFoundError:
         return "not built"
     try:

@@ -59,6 +59,26 @@ def test_info_has_what_a_bug_report_needs():
         assert word in output
 
 
+def test_info_without_the_cuda_engine():
+    """As where it was not built: not to be found, which ``sys.modules`` cannot imitate."""
+    code = """
+import sys
+
+class NotBuilt:
+    def find_spec(name, path=None, target=None):
+        if name == "fusedopt._cuda":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotBuilt)
+from fusedopt.info import collect
+print(collect()["CUDA in fusedopt"])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "not built\n"
+
+
 def test_version():
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.output) == (0, f"fusedopt {fusedopt.__version__}\n")
