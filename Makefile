@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc cmake fusedopt benchmarks tests/native -type f -not
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize mutants \
-        ecosystem pictures wheel clean
+        ecosystem pictures wheel docs docs-serve clean
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make ecosystem   train with transformers, accelerate and lightning (about a minute)"
 	@echo "make pictures    draw docs/pictures anew (about two minutes)"
 	@echo "make wheel       build sdist and wheel without CUDA into dist/, try the wheel (five minutes)"
+	@echo "make docs        build the documentation into site/; docs-serve shows it while you write"
 	@echo "make lint        check formatting, lint and types"
 	@echo "make format      format everything"
 	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
@@ -82,6 +83,17 @@ wheel: $(VENV)/wheel-tools
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python tests/wheel.py dist
 
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt 'fusedopt[docs]'
+	@touch $@
+
+# A broken link, anchor or reference fails it. Fetches nothing.
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/docs
+	$(BIN)/mkdocs serve
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -118,4 +130,4 @@ gpu-check:
 	PYTHON=$(PYTHON) RESULTS_DIR=$(RESULTS_DIR) tests/gpu/check.sh $(PHASES)
 
 clean:
-	rm -rf build dist $(VENV)
+	rm -rf build dist site $(VENV)

@@ -1,4 +1,4 @@
-"""The README says what the committed results say, and its code runs."""
+"""The README says what the committed results say, and documents name what exists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from fusedopt.benchmarks.report import markdown
 
@@ -33,23 +32,14 @@ def test_digits_table_is_that_of_the_results_file():
     assert table.strip() in README
 
 
-def test_code_runs():
-    model = torch.nn.Linear(2, 2)
-    model(torch.ones(1, 2)).sum().backward()
-    names = {"model": model, "evaluate": lambda model: 1.0, "torch": torch}
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(block, names)
-        names["optimizer"].step()
-
-
 def test_links_within_the_repository_lead_somewhere():
-    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")):
+    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
 def test_tests_that_documents_name_exist():
-    for document in ROOT.glob("docs/*.md"):
+    for document in ROOT.glob("docs/**/*.md"):
         for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)`", document.read_text()):
             text = (ROOT / "tests" / file).read_text()
             assert f"def {name}(" in text, f"{document.name}: {file}::{name}"
