@@ -6,7 +6,9 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,19 @@ import fusedopt
 from fusedopt import _native
 from fusedopt.info import processor_name
 
+from .others import OTHERS
+
 # Variables that change how memory is allocated and how threads wait.
 _PREFIXES = ("FUSEDOPT_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_")
 
 
-def describe(device: str = "cpu") -> dict[str, Any]:
-    """The machine, the versions and the instruction set; memory in bytes, the date in UTC."""
+def describe(device: str = "cpu", peers: Sequence[str] = ()) -> dict[str, Any]:
+    """The machine, the versions and the instruction set; memory in bytes, the date in UTC.
+
+    Args:
+        device: "cpu", or "cuda" for the current GPU.
+        peers: names of peers, whose packages' versions are given.
+    """
     gpu = {"gpu": describe_gpu()} if device == "cuda" else {}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -39,6 +48,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
             "numpy": numpy.__version__,
             "python": platform.python_version(),
             "compiler": _native.compiler,
+            "peers": peer_versions(peers),
         },
         "isa": _native.selected_isa(),
         "environment": {
@@ -46,6 +56,13 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         },
         "commit": commit(),
     }
+
+
+def peer_versions(peers: Sequence[str]) -> dict[str, str]:
+    """The versions of the packages that peers other than torch's come from, if installed."""
+    packages = {OTHERS[name].distribution for name in peers if name in OTHERS}
+    installed = {name for found in packages_distributions().values() for name in found}
+    return {name: version(name) for name in sorted(packages & installed)}
 
 
 def describe_gpu() -> dict[str, Any]:

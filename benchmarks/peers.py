@@ -1,9 +1,9 @@
-"""Who is timed: an optimizer of this package, torch's implementations of it, and the floor."""
+"""Who is timed: an optimizer of this package, torch's implementations, others, and the floors."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,14 +12,36 @@ import torch
 
 import fusedopt
 
+from .others import OTHERS, Factory
 from .touch import Copy, Touch, ideal_bytes
 
 OURS = "fusedopt"
 TOUCH = "touch"
 COPY = "copy"
-NOT_TORCH = (OURS, TOUCH, COPY)
+COMPILED = "compile"
 
-Factory = Callable[[list[dict[str, Any]]], Any]
+# Torch's implementations; the first three are timed unless others are asked for.
+TORCH = ("for-loop", "foreach", "fused", COMPILED)
+DEFAULT_PEERS = TORCH[:3]
+
+# What "all" stands for. A peer that rounds its states to 8 bits has to be asked for by name.
+ALL_PEERS = (*TORCH, *(name for name, other in OTHERS.items() if not other.low_bit))
+PEERS = (*TORCH, *OTHERS)
+
+
+class Compiled:
+    """A step of torch's foreach implementation under ``torch.compile``.
+
+    As torch's recipe "Compiling the optimizer with torch.compile" has it. The first step compiles.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], theirs: Factory) -> None:
+        # Otherwise the limit of compilations of one function would be reached, and the function
+        # then runs uncompiled.
+        torch.compiler.reset()
+        self._optimizer = theirs(groups, foreach=True)
+        self.state = self._optimizer.state
+        self.step = torch.compile(self._optimizer.step)
 
 
 @dataclass(frozen=True)
@@ -27,6 +49,8 @@ class Contest:
     """One optimizer of this package and the class of torch that computes the same.
 
     Attributes:
+        ours: this package's class.
+        theirs: torch's class.
         states: number of states of a parameter's size.
         options: arguments of this package's class.
         torch_options: arguments of torch's class.
@@ -47,17 +71,24 @@ class Contest:
             if has_fused:
                 flags["fused"] = name == "fused"
             peers[name] = partial(self.theirs, **self.torch_options, **flags)
+        peers[COMPILED] = partial(Compiled, theirs=partial(self.theirs, **self.torch_options))
         return peers
 
-    def peers(self, device: str = "cpu") -> dict[str, Factory]:
-        """Everyone who is timed on a device, by name."""
-        ours: dict[str, Factory] = {
+    def peers(
+        self, device: str = "cpu", names: Iterable[str] = DEFAULT_PEERS
+    ) -> dict[str, Factory]:
+        """Everyone who is timed on a device: those of the names that have this optimizer."""
+        peers: dict[str, Factory] = {
             OURS: partial(self.ours, **self.options),
             TOUCH: partial(Touch, states=self.states),
         }
         if device == "cuda":
-            ours[COPY] = partial(Copy, states=self.states)
-        return {**ours, **self.torch_peers()}
+            peers[COPY] = partial(Copy, states=self.states)
+        optimizer = next(name for name, contest in CONTESTS.items() if contest is self)
+        others = {name: other.factory(optimizer) for name, other in OTHERS.items()}
+        available = {**self.torch_peers(), **others}
+        chosen = {name: available.get(name) for name in names}
+        return {**peers, **{name: factory for name, factory in chosen.items() if factory}}
 
     def ideal_bytes(self, elements: int, itemsize: int) -> int:
         """Bytes that a step has to move."""
@@ -77,54 +108,3 @@ CONTESTS = {
     "Adam": Contest(fusedopt.Adam, torch.optim.Adam, 2),
     "AdamW": Contest(fusedopt.AdamW, torch.optim.AdamW, 2),
 }
-
-# Largest difference, as a fraction of the largest parameter. With 16 bits torch's for-loop and
-# foreach round after every operation, and Adadelta's eps is below float16's normal numbers.
-_TOLERANCE = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-4,
-    torch.bfloat16: 0.06,
-    torch.float16: 0.06,
-}
-
-
-def check(peers: dict[str, Factory], dtype: torch.dtype, device: str = "cpu") -> dict[str, str]:
-    """Why a peer must not be compared, for every peer of torch's of which that is so.
-
-    Each takes a few steps on tensors whose sizes are on both sides of a vector's; its parameters
-    must be those of this package's optimizer, within rounding.
-    """
-    expected = _trajectory(peers[OURS], dtype, device)
-    reasons = {
-        name: _reason(factory, dtype, device, expected)
-        for name, factory in peers.items()
-        if name not in NOT_TORCH
-    }
-    return {name: reason for name, reason in reasons.items() if reason is not None}
-
-
-def _reason(
-    factory: Factory, dtype: torch.dtype, device: str, expected: list[torch.Tensor]
-) -> str | None:
-    tolerance = _TOLERANCE[dtype] * max(param.abs().max().item() for param in expected)
-    try:
-        params = _trajectory(factory, dtype, device)
-        torch.testing.assert_close(params, expected, rtol=0, atol=tolerance)
-    except AssertionError:
-        return "computes something else"
-    except (RuntimeError, TypeError, ValueError) as error:
-        return f"raises {type(error).__name__}: {error}"
-    return None
-
-
-def _trajectory(factory: Factory, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
-    """Parameters after three steps from zero, so that they are what the steps have added."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((7,), (64, 64), (3, 1000))
-    params = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
-    optimizer = factory([{"params": params, "lr": 0.1}])
-    for _ in range(3):
-        for param in params:
-            param.grad = torch.randn(param.shape, generator=generator).to(param)
-        optimizer.step()
-    return params

@@ -28,8 +28,8 @@ class Settings:
 
     warmup: int = 3
     measurement: float = 2e-3
-    budget: float = 20.0
-    min_rounds: int = 9
+    budget: float = 6.0
+    min_rounds: int = 7
     max_rounds: int = 201
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
-Shape = tuple[int, ...]
+from . import shapes
+from .shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -27,68 +27,45 @@ class Workload:
         return sum(math.prod(shape) for group in self.groups for shape in group)
 
 
-def _linear(inputs: int, outputs: int) -> list[Shape]:
-    """Weight and bias of ``torch.nn.Linear``."""
-    return [(outputs, inputs), (outputs,)]
+def equal_tensors(tensors: int, elements: int) -> Workload:
+    """So many tensors of so many elements each."""
+    return Workload(f"{tensors}x{elements}", [tensors * [(elements,)]])
 
 
-def _conv(inputs: int, outputs: int, kernel: int) -> list[Shape]:
-    """Weight of a convolution without bias, then weight and bias of its batch normalisation."""
-    return [(outputs, inputs, kernel, kernel), (outputs,), (outputs,)]
-
-
-def gpt2_small() -> list[Shape]:
-    """GPT-2 small: Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
-
-    The linear layers are stored (inputs, outputs), as published; the head shares the embedding.
-    """
-    vocabulary, context, layers, width = 50257, 1024, 12, 768
-
-    def linear(inputs: int, outputs: int) -> list[Shape]:
-        return [(inputs, outputs), (outputs,)]
-
-    norm = [(width,), (width,)]
-    attention = linear(width, 3 * width) + linear(width, width)
-    mlp = linear(width, 4 * width) + linear(4 * width, width)
-    block = norm + attention + norm + mlp
-    return [(vocabulary, width), (context, width), *(layers * block), *norm]
-
-
-def resnet50() -> list[Shape]:
-    """ResNet-50: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, table 1."""
-    shapes = _conv(3, 64, 7)
-    inputs = 64
-    for stage, blocks in enumerate((3, 4, 6, 3)):
-        width = 64 << stage
-        outputs = 4 * width
-        for block in range(blocks):
-            shapes += _conv(inputs, width, 1) + _conv(width, width, 3) + _conv(width, outputs, 1)
-            if block == 0:
-                shapes += _conv(inputs, outputs, 1)  # the shortcut, where the width changes
-            inputs = outputs
-    return shapes + _linear(inputs, 1000)
-
-
-def mlp() -> list[Shape]:
-    """A classifier of 28 x 28 images with two hidden layers."""
-    return [shape for sizes in pairwise((784, 256, 256, 10)) for shape in _linear(*sizes)]
-
-
+# 3000x3500 is the case for which torch got its multi-tensor optimizers: pytorch issue 3929.
 WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("one-64m", [[(64 * 1024 * 1024,)]]),
-        Workload("gpt2-124m", [gpt2_small()]),
-        Workload("resnet-50", [resnet50()]),
-        Workload("mlp", [mlp()]),
-        Workload("1000x64", [1000 * [(64,)]]),
-        Workload("3000x3500", [3000 * [(3500,)]]),
+        Workload("gpt2-124m", [shapes.gpt2_small()]),
+        Workload("bert-base", [shapes.bert_base()]),
+        Workload("vit-b-16", [shapes.vit_base()]),
+        Workload("llama-1b", [shapes.llama_1b()]),
+        Workload("embeddings", [shapes.embeddings()]),
+        Workload("resnet-50", [shapes.resnet50()]),
+        Workload("lora", [shapes.lora_adapters()]),
+        Workload("mlp", [shapes.perceptron(784, 256, 256, 10)]),
+        Workload("actor-critic", shapes.actor_critic()),
+        equal_tensors(1000, 64),
+        equal_tensors(3000, 3500),
         Workload("500-groups", 500 * [[(4096,)]]),
     )
 }
+
+# Those that a quick run leaves out: as large as others, or larger.
+LONG = ("bert-base", "vit-b-16", "llama-1b", "embeddings")
 
 # A GPU has the memory for a larger tensor, and needs it to be busy for longer than a launch takes.
 GPU_WORKLOADS = {
     "one-256m": Workload("one-256m", [[(256 * 1024 * 1024,)]]),
     **{name: workload for name, workload in WORKLOADS.items() if name != "one-64m"},
 }
+
+# How time grows with the number of tensors of 64 and of 3,500 elements, from 1 to 10,000, and with
+# the elements of one tensor, from 2^6 to 2^28.
+TENSORS = [
+    equal_tensors(tensors, elements)
+    for elements in (64, 3500)
+    for tensors in (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
+]
+ELEMENTS = [equal_tensors(1, 1 << power) for power in range(6, 29, 2)]

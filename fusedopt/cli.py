@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -49,20 +49,31 @@ def verify() -> None:
 @app.command()
 def bench(
     quick: Annotated[bool, Option("--quick", help="About a minute on two cores.")] = False,
-    only: Annotated[list[str] | None, Option(help="A workload; repeat for more.")] = None,
+    only: Annotated[
+        list[str] | None,
+        Option(help="A workload, or tensors, elements, threads, training, costs; repeat for more."),
+    ] = None,
     optimizer: Annotated[list[str] | None, Option(help="An optimizer; repeat for more.")] = None,
+    peers: Annotated[
+        list[str] | None,
+        Option(help="Who is timed beside fusedopt: for-loop, deepspeed, all; repeat for more."),
+    ] = None,
     threads: Annotated[int | None, Option(min=1, help="Threads of both sides.")] = None,
     dtype: Annotated[str, Option(help="float32, float64, bfloat16 or float16.")] = "float32",
     json: Annotated[
         Path | None, Option(help="Write every measurement to this file or into this folder.")
     ] = None,
+    plot: Annotated[Path | None, Option(help="Draw pictures into this folder.")] = None,
     device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Time a step beside torch's implementations and beside a kernel that only moves memory."""
     from fusedopt.benchmarks.run import UnknownNameError, run
 
     try:
-        run(quick, only or (), optimizer or (), threads, dtype, json, device=device)
+        run(
+            quick, only or (), optimizer or (), peers or (), threads, dtype, json, plot,
+            device=device,
+        )  # fmt: skip
     except UnknownNameError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -81,3 +92,21 @@ def trajectories(
     from fusedopt.trajectories.command import print_trajectories
 
     print_trajectories(out, only or (), optimizer or (), steps, each)
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, Argument(help="A file that bench --json has written.")],
+    after: Annotated[Path, Argument(help="A later one.")],
+    threshold: Annotated[
+        float, Option(min=0, help="How much slower is a regression, as a fraction.")
+    ] = 0.05,
+    force: Annotated[bool, Option("--force", help="Also across machines and settings.")] = False,
+) -> None:
+    """Compare two results of bench; exit status 1 on a regression."""
+    from fusedopt.benchmarks.compare import DifferentConditionsError, print_comparison
+
+    try:
+        raise typer.Exit(code=1 if print_comparison(before, after, threshold, force) else 0)
+    except DifferentConditionsError as error:
+        raise typer.BadParameter(str(error)) from None
