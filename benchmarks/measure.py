@@ -112,13 +112,15 @@ def measure_case(
         reasons[COMPILED] = f"takes minutes to compile for more than {MOST_COMPILED} tensors"
     reasons |= check(peers, param.dtype, device)
     started, first_steps = {}, {}
-    for name, factory in peers.items():
-        if name not in reasons:
-            try:
-                warm = warm_up(factory, groups, conditions.settings.warmup)
-                started[name], first_steps[name] = warm
-            except UnfitError as error:
-                reasons[name] = str(error)
+    for name in [name for name in peers if name not in reasons]:
+        try:
+            started[name], first_steps[name] = warm_up(
+                peers[name], groups, conditions.settings.warmup
+            )
+        except UnfitError as error:
+            if name in (OURS, TOUCH, COPY):
+                raise
+            reasons[name] = str(error)
     steps = {name: optimizer.step for name, optimizer in started.items()}
     timings = interleave(steps, conditions.settings, advance, clock_of(device))
     elements = workload.elements

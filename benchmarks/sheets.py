@@ -282,8 +282,8 @@ def _training(rows: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
         ],
         "Median time of a whole training step with AdamW: forward, backward, clipping, step, "
         "zeroing. torch: torch's optimizer as it is by default; foreach and fused: with that "
-        "option. saves: the part of a training step's time that fusedopt saves, of that with torch's "
-        "default and with its fastest.",
+        "option. saves: the part of a training step's time that fusedopt saves, beside torch's "
+        "default and beside its fastest.",
         words=1,
     )
 

@@ -1,19 +1,54 @@
-"""Prints the table of a result: ``python -m fusedopt.benchmarks.table RESULT.json``."""
+"""Prints the tables of results, or renews them in documents.
+
+``python -m fusedopt.benchmarks.table RESULT.json...`` prints every table in Markdown.
+``python -m fusedopt.benchmarks.table --into DOCUMENT.md...`` replaces what is between lines such as
+``<!-- benchmark steps results/machine.json -->`` and ``<!-- end of benchmark -->``. The path is
+relative to the document; the table's name is one of ``fusedopt.benchmarks.sheets``.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 from .report import markdown
+from .sheets import all_sheets
+
+_BLOCK = re.compile(
+    r"(<!-- benchmark (?P<name>\w+) (?P<path>\S+) -->\n).*?(<!-- end of benchmark -->)", re.DOTALL
+)
+
+
+def renewed(document: Path) -> str:
+    """The text of a document, with the tables that its results files give.
+
+    Raises:
+        FileNotFoundError: a results file that there is not.
+        KeyError: a table that the results file does not have.
+    """
+
+    def table(block: re.Match[str]) -> str:
+        result = json.loads((document.parent / block["path"]).read_text())
+        return f"{block[1]}\n{markdown(result, block['name'])}\n{block[4]}"
+
+    return _BLOCK.sub(table, document.read_text())
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the Markdown table of every file of results that is named."""
-    if not arguments:
-        sys.exit("usage: python -m fusedopt.benchmarks.table RESULT.json...")
-    print("\n".join(markdown(json.loads(Path(name).read_text())) for name in arguments), end="")
+    """Does what the command line says."""
+    if arguments[:1] == ["--into"] and arguments[1:]:
+        for document in map(Path, arguments[1:]):
+            document.write_text(renewed(document))
+        return
+    if not arguments or arguments[0].startswith("-"):
+        sys.exit(
+            "usage: python -m fusedopt.benchmarks.table RESULT.json... | --into DOCUMENT.md..."
+        )
+    for path in arguments:
+        result = json.loads(Path(path).read_text())
+        print("\n".join(markdown(result, name) for name in all_sheets(result)), end="")
 
 
 if __name__ == "__main__":

@@ -11,15 +11,22 @@ from pathlib import Path
 import pytest
 
 from fusedopt.benchmarks.report import markdown
+from fusedopt.benchmarks.table import renewed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_benchmark_table_is_that_of_the_results_file(path):
-    assert markdown(json.loads(path.read_text())).strip() in README
+def test_benchmark_table_is_that_of_the_results_file():
+    (name,) = set(re.findall(r"\]\((benchmarks/results/[\w-]+\.json)\)", README))
+    assert markdown(json.loads((ROOT / name).read_text())).strip() in README
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_benchmark_tables_are_renewed(document):
+    """If not: ``python -m fusedopt.benchmarks.table --into DOCUMENT.md``."""
+    assert renewed(document) == document.read_text()
 
 
 def test_digits_table_is_that_of_the_results_file():
@@ -33,7 +40,7 @@ def test_digits_table_is_that_of_the_results_file():
 
 
 def test_links_within_the_repository_lead_somewhere():
-    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")):
+    for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
