@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,28 +41,43 @@ def check(peers: dict[str, Factory], dtype: torch.dtype, device: str = "cpu") ->
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def warm_up(factory: Factory, groups: list[dict[str, Any]], steps: int) -> tuple[Any, float]:
-    """An optimizer that has taken some steps, and the seconds that the first one took.
+@dataclass(frozen=True)
+class Warm:
+    """An optimizer that has taken some steps.
 
-    The first step creates the states; where the peer compiles, it compiles.
+    Attributes:
+        optimizer: anything that has ``step``.
+        first_step: seconds of the first step, which creates the states; where the peer compiles, it
+            compiles.
+    """
 
-    Raises:
-        UnfitError: the peer raises.
+    optimizer: Any
+    first_step: float
+
+
+def warm_up(name: str, factory: Factory, groups: list[dict[str, Any]], steps: int) -> Warm | str:
+    """Makes a peer and lets it take some steps, or says why it cannot.
+
+    What this package and the floors raise is raised: they are what all others are compared with.
     """
     try:
         optimizer = factory([dict(group) for group in groups])
         start = time.perf_counter()
         optimizer.step()
-        first = time.perf_counter() - start
+        first_step = time.perf_counter() - start
         for _ in range(steps - 1):
             optimizer.step()
     except Exception as error:  # other packages raise whatever they like
-        raise UnfitError(raises(error)) from error
-    return optimizer, first
+        if name in (OURS, TOUCH, COPY):
+            raise
+        return raises(error)
+    return Warm(optimizer, first_step)
 
 
 def raises(error: Exception) -> str:
     """What is said of a peer that raises: the first line of the message."""
+    if isinstance(error, UnfitError):
+        return str(error)
     if isinstance(error, ModuleNotFoundError):
         return f"is not installed ({error.name})"
     message = str(error).strip().partition("\n")[0]
@@ -74,8 +90,6 @@ def _reason(
     tolerance = _TOLERANCE[dtype] * max(param.abs().max().item() for param in expected)
     try:
         params = _trajectory(factory, dtype, device)
-    except UnfitError as error:
-        return str(error)
     except Exception as error:  # other packages raise whatever they like
         return raises(error)
     if name in OTHERS and OTHERS[name].low_bit:
@@ -100,8 +114,9 @@ def _trajectory(factory: Factory, dtype: torch.dtype, device: str) -> list[torch
     for _ in range(3):
         for param in params:
             param.grad = torch.randn(param.shape, generator=generator).to(param)
-        gradients = [param.grad.clone() for param in params]
+        gradients = [param.grad for param in params if param.grad is not None]
+        before = [gradient.clone() for gradient in gradients]
         optimizer.step()
-        if not all(torch.equal(p.grad, g) for p, g in zip(params, gradients, strict=True)):
+        if not all(map(torch.equal, gradients, before)):
             raise UnfitError("overwrites the gradients")
     return params

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import report
 from .peers import OURS
-from .sheets import Sheet, format_seconds, three_digits
+from .sheet import Sheet, format_seconds, three_digits
 
 
 class DifferentConditionsError(ValueError):

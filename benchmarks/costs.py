@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .measure import Conditions, make_groups
-from .peers import CONTESTS, OURS, Factory
+from .others import Factory
+from .peers import CONTESTS, OURS
 from .progress import Bars
 from .scaling import OPTIMIZER
 from .workloads import WORKLOADS, equal_tensors

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .checks import UnfitError, check, warm_up
+from .checks import Warm, check, warm_up
 from .others import OTHERS, Factory
 from .peers import COMPILED, CONTESTS, COPY, DEFAULT_PEERS, OURS, TORCH, TOUCH
 from .timing import Settings, Summary, Timing, clock_of, interleave, ratio, summarize
@@ -111,17 +111,15 @@ def measure_case(
         peers = {name: factory for name, factory in peers.items() if name != COMPILED}
         reasons[COMPILED] = f"takes minutes to compile for more than {MOST_COMPILED} tensors"
     reasons |= check(peers, param.dtype, device)
-    started, first_steps = {}, {}
-    for name in [name for name in peers if name not in reasons]:
-        try:
-            started[name], first_steps[name] = warm_up(
-                peers[name], groups, conditions.settings.warmup
-            )
-        except UnfitError as error:
-            if name in (OURS, TOUCH, COPY):
-                raise
-            reasons[name] = str(error)
-    steps = {name: optimizer.step for name, optimizer in started.items()}
+    warmup = conditions.settings.warmup
+    tried = {
+        name: warm_up(name, factory, groups, warmup)
+        for name, factory in peers.items()
+        if name not in reasons
+    }
+    reasons |= {name: reason for name, reason in tried.items() if isinstance(reason, str)}
+    started = {name: warm for name, warm in tried.items() if isinstance(warm, Warm)}
+    steps = {name: warm.optimizer.step for name, warm in started.items()}
     timings = interleave(steps, conditions.settings, advance, clock_of(device))
     elements = workload.elements
     return {
@@ -134,8 +132,8 @@ def measure_case(
         "peers": {
             name: {
                 **describe_timing(timing),
-                "first_step": first_steps[name],
-                "state_bytes_per_parameter": state_bytes(started[name]) / elements,
+                "first_step": started[name].first_step,
+                "state_bytes_per_parameter": state_bytes(started[name].optimizer) / elements,
             }
             for name, timing in timings.items()
         },

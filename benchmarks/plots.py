@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from fusedopt.plot_style import COLOURS, MARKERS, Theme, save_themed
 
 from .peers import OURS, TOUCH
-from .sheets import format_count, is_gpu, three_digits
+from .sheet import format_count, is_gpu, three_digits
 
 _LABELS = {
     OURS: "fusedopt",
@@ -78,7 +78,10 @@ def _curves(
         timed = [case for case in cases if name in case["peers"]]
         xs = [case[key] for case in timed]
         ys = [case["peers"][name]["median"] for case in timed]
-        style = {"color": COLOURS[_ORDER[name]], "linewidth": 2.5 if name == OURS else 1.5}
+        style: dict[str, Any] = {
+            "color": COLOURS[_ORDER[name]],
+            "linewidth": 2.5 if name == OURS else 1.5,
+        }
         panel.plot(xs, ys, marker=MARKERS[_ORDER[name]], markersize=4, **style)
         ends.append((ys[-1], _LABELS[name], style))
     if rate is not None:
@@ -111,7 +114,7 @@ def _label_ends(
     for y, text, style in sorted(ends, key=lambda end: end[0]):
         point = panel.transData.transform((x, y))
         height = max(float(panel.transAxes.inverted().transform(point)[1]), height + apart)
-        place = {"transform": panel.transAxes, "clip_on": False}
+        place: Any = {"transform": panel.transAxes, "clip_on": False}
         panel.plot([1.02, 1.05], [height, height], **style, **place)
         panel.text(1.07, height, text, color=theme.foreground, va="center", **place)
 

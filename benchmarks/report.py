@@ -12,7 +12,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from . import sheets
-from .sheets import Sheet
+from .sheet import Sheet
 
 
 def show(result: dict[str, Any]) -> None:

@@ -47,7 +47,8 @@ class Transformer(nn.Module):
         """Logits of the next character."""
         hidden = self.characters(text) + self.positions
         hidden = self.layers(hidden, mask=self.mask, is_causal=True)
-        return self.head(hidden).transpose(1, 2)
+        logits: torch.Tensor = self.head(hidden)
+        return logits.transpose(1, 2)
 
 
 def _mlp() -> nn.Module:

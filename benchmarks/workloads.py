@@ -27,16 +27,17 @@ class Workload:
         return sum(math.prod(shape) for group in self.groups for shape in group)
 
 
-def equal_tensors(tensors: int, elements: int) -> Workload:
+def equal_tensors(tensors: int, elements: int, name: str = "") -> Workload:
     """So many tensors of so many elements each."""
-    return Workload(f"{tensors}x{elements}", [tensors * [(elements,)]])
+    shape: Shape = (elements,)
+    return Workload(name or f"{tensors}x{elements}", [tensors * [shape]])
 
 
 # 3000x3500 is the case for which torch got its multi-tensor optimizers: pytorch issue 3929.
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("one-64m", [[(64 * 1024 * 1024,)]]),
+        equal_tensors(1, 64 * 1024 * 1024, "one-64m"),
         Workload("gpt2-124m", [shapes.gpt2_small()]),
         Workload("bert-base", [shapes.bert_base()]),
         Workload("vit-b-16", [shapes.vit_base()]),
@@ -57,7 +58,7 @@ LONG = ("bert-base", "vit-b-16", "llama-1b", "embeddings")
 
 # A GPU has the memory for a larger tensor, and needs it to be busy for longer than a launch takes.
 GPU_WORKLOADS = {
-    "one-256m": Workload("one-256m", [[(256 * 1024 * 1024,)]]),
+    "one-256m": equal_tensors(1, 256 * 1024 * 1024, "one-256m"),
     **{name: workload for name, workload in WORKLOADS.items() if name != "one-64m"},
 }
 

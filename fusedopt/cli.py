@@ -71,9 +71,16 @@ def bench(
 
     try:
         run(
-            quick, only or (), optimizer or (), peers or (), threads, dtype, json, plot,
+            quick=quick,
+            only=only or (),
+            optimizers=optimizer or (),
+            peers=peers or (),
+            threads=threads,
+            dtype=dtype,
+            json=json,
+            plot=plot,
             device=device,
-        )  # fmt: skip
+        )
     except UnknownNameError as error:
         raise typer.BadParameter(str(error)) from None
 

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmark_helpers import MINIATURE, TINY, no_advance
-from fusedopt.benchmarks import machine, measure, report, sheets, table
+from fusedopt.benchmarks import machine, measure, report, sheet, table
 from fusedopt.benchmarks import run as bench
 from fusedopt.benchmarks.measure import Conditions, make_groups, measure_case
 from fusedopt.benchmarks.peers import CONTESTS, COPY, OURS, TOUCH
@@ -288,4 +288,4 @@ def test_an_unknown_name_is_refused(option):
     [(1.234e-6, "1.23 us"), (9.999e-4, "1.00 ms"), (0.0567, "56.7 ms"), (2.0, "2.00 s")],
 )
 def test_times_have_three_digits(seconds, text):
-    assert sheets.format_seconds(seconds) == text
+    assert sheet.format_seconds(seconds) == text
