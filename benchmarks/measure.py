@@ -160,8 +160,13 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def describe_timing(timing: Timing) -> dict[str, Any]:
-    """Seconds a step: median, quartiles and every round; on a GPU also the stream's median."""
-    described = {**asdict(summarize(timing.seconds)), **asdict(timing)}
+    """Seconds a step: median, quartiles and every round; on a GPU also the stream's median.
+
+    The rounds have five digits, more than clocks and machines can repeat.
+    """
+    described = {**asdict(summarize(timing.seconds)), "steps": timing.steps}
+    described["seconds"] = [float(f"{seconds:.5g}") for seconds in timing.seconds]
+    described["stream_seconds"] = [float(f"{seconds:.5g}") for seconds in timing.stream_seconds]
     if timing.stream_seconds:
         described["stream_median"] = summarize(timing.stream_seconds).median
     return described

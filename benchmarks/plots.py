@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from fusedopt.plot_style import COLOURS, MARKERS, Theme, save_themed
 
 from .peers import OURS, TOUCH
+from .scaling import OPTIMIZER
 from .sheet import format_count, is_gpu, three_digits
 
 _LABELS = {
@@ -57,7 +59,7 @@ def _tensors(cases: list[dict[str, Any]], result: dict[str, Any], theme: Theme) 
         panel.set_title(f"tensors of {size:,} elements", loc="left")
         panel.set_xlabel("number of tensors")
     panels[0][0].set_ylabel("time of a step")
-    return _titled(figure, f"A step of Adam, {_where(result)}")
+    return _titled(figure, f"A step of {OPTIMIZER}, {_where(result)}")
 
 
 def _elements(cases: list[dict[str, Any]], result: dict[str, Any], theme: Theme) -> Figure:
@@ -65,7 +67,7 @@ def _elements(cases: list[dict[str, Any]], result: dict[str, Any], theme: Theme)
     _curves(panel, cases, "elements", memory_rate(result), theme)
     panel.set_xlabel("elements of one tensor")
     panel.set_ylabel("time of a step")
-    return _titled(figure, f"A step of Adam on one tensor, {_where(result)}")
+    return _titled(figure, f"A step of {OPTIMIZER} on one tensor, {_where(result)}")
 
 
 def _curves(
@@ -166,7 +168,7 @@ def _training(rows: list[dict[str, Any]], result: dict[str, Any], theme: Theme) 
                 f"{_LABELS[name]}: {three_digits(median * 1e3)} ms", (100 * median / base, where),
                 (5, 0), textcoords="offset points", va="center", fontsize=9,
             )  # fmt: skip
-    panel.set_yticks(range(len(rows)), [row["model"].replace(" ", "\n") for row in rows])
+    panel.set_yticks(range(len(rows)), [row["model"] for row in rows])
     panel.invert_yaxis()
     panel.set_xlim(0, 145)
     panel.set_xticks(range(0, 101, 25))
@@ -176,17 +178,18 @@ def _training(rows: list[dict[str, Any]], result: dict[str, Any], theme: Theme) 
 
 
 def memory_rate(result: dict[str, Any]) -> float | None:
-    """Bytes a second that the memory gives: the touch kernel's best rate on what no cache holds.
+    """Bytes a second that the memory gives: the touch kernel's, on what no cache holds.
 
-    None where nothing that large was measured.
+    The median over the cases of the optimizer that the pictures show, since the rate depends on how
+    many of the bytes are written. None where nothing that large was measured.
     """
     cases = [*result["cases"], *result.get("parts", {}).get("elements", ())]
     rates = [
         case["ideal_bytes"] / case["peers"][TOUCH]["median"]
         for case in cases
-        if case["ideal_bytes"] >= _IN_NO_CACHE
+        if case["optimizer"] == OPTIMIZER and case["ideal_bytes"] >= _IN_NO_CACHE
     ]
-    return max(rates, default=None)
+    return statistics.median(rates) if rates else None
 
 
 def _titled(figure: Figure, title: str) -> Figure:

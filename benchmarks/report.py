@@ -30,7 +30,9 @@ def show_sheet(sheet: Sheet) -> None:
         table.add_column(column, justify=justify, no_wrap=True)
     for row in sheet.rows:
         table.add_row(*row)
-    Console().print(table)
+    # A table that is wider than the terminal is better broken by the terminal than cut off.
+    width = Console(width=1000).measure(table).maximum
+    Console(width=max(width, Console().width)).print(table)
     say((*sheet.notes, sheet.legend))
 
 

@@ -81,7 +81,7 @@ def _text(batch: int, context: int) -> tuple[torch.Tensor, torch.Tensor]:
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[torch.Tensor, torch.Tensor]]]]
 MODELS = {
     "MLP": (_mlp, lambda: _images(64, 784)),
-    "convolutional network": (_convolutional, lambda: _images(16, 3, 32, 32)),
+    "convolutional": (_convolutional, lambda: _images(16, 3, 32, 32)),
     "transformer": (Transformer, lambda: _text(4, 64)),
 }
 

@@ -194,7 +194,7 @@ def test_pictures_are_drawn_in_both_themes(result, tmp_path):
 
 def test_the_memorys_rate_is_that_of_the_largest(result):
     assert plots.memory_rate(result) is None  # all of it is in the caches
-    case = {"ideal_bytes": 2e9, "peers": {TOUCH: {"median": 0.1}}}
+    case = {"optimizer": "Adam", "ideal_bytes": 2e9, "peers": {TOUCH: {"median": 0.1}}}
     assert plots.memory_rate({"cases": [case]}) == 2e10
 
 
