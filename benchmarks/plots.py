@@ -17,6 +17,7 @@ from fusedopt.plot_style import COLOURS, MARKERS, Theme, save_themed
 from .peers import OURS, TOUCH
 from .scaling import OPTIMIZER
 from .sheet import format_count, is_gpu, three_digits
+from .targets import IN_NO_CACHE
 
 _LABELS = {
     OURS: "fusedopt",
@@ -187,7 +188,7 @@ def memory_rate(result: dict[str, Any]) -> float | None:
     rates = [
         case["ideal_bytes"] / case["peers"][TOUCH]["median"]
         for case in cases
-        if case["optimizer"] == OPTIMIZER and case["ideal_bytes"] >= _IN_NO_CACHE
+        if case["optimizer"] == OPTIMIZER and case["ideal_bytes"] >= IN_NO_CACHE
     ]
     return statistics.median(rates) if rates else None
 
@@ -210,9 +211,6 @@ def _time(seconds: float, _: Any = None) -> str:
             return f"{seconds / size:g} {unit}"
     return f"{seconds * 1e9:g} ns"
 
-
-# The largest caches of processors and GPUs have some hundred MB.
-_IN_NO_CACHE = 1e9
 
 _Draw = Callable[[list[dict[str, Any]], dict[str, Any], Theme], Figure]
 _PICTURES: dict[str, _Draw] = {

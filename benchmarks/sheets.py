@@ -7,11 +7,13 @@ from typing import Any
 
 from . import case_sheets, part_sheets
 from .sheet import Sheet, is_gpu
+from .targets import targets
 
 
 def all_sheets(result: dict[str, Any]) -> dict[str, Sheet]:
     """Every table for which the result has rows, by name."""
-    rows = {"steps": result["cases"], "details": result["cases"], **result.get("parts", {})}
+    cases = dict.fromkeys(("steps", "details", "targets"), result["cases"])
+    rows = {**cases, **result.get("parts", {})}
     made = {name: make(rows[name], result) for name, make in _SHEETS.items() if rows.get(name)}
     return {name: sheet for name, sheet in made.items() if sheet.rows}
 
@@ -66,4 +68,5 @@ _SHEETS: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], Sheet]] = {
     "threads": part_sheets.threads,
     "training": part_sheets.training,
     "costs": part_sheets.costs,
+    "targets": targets,
 }

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmark_helpers import CONDITIONS, MINIATURE, TINY, bars, no_advance
-from fusedopt.benchmarks import costs, plots, report, scaling, sheets, table, training
+from fusedopt.benchmarks import costs, plots, report, scaling, sheets, table, targets, training
 from fusedopt.benchmarks import run as bench
 from fusedopt.benchmarks.measure import bytes_available, bytes_needed, make_groups, measure_case
 from fusedopt.benchmarks.peers import CONTESTS, OURS, TOUCH
@@ -171,7 +171,7 @@ def result(small_families, monkeypatch):
 
 
 def test_every_part_has_a_table(result, tmp_path, capsys):
-    names = {"steps", "details", "tensors", "elements", "threads", "training", "costs"}
+    names = {"steps", "details", "targets", *bench.PARTS}
     assert set(sheets.all_sheets(result)) == names
     for sheet in sheets.all_sheets(result).values():
         assert all(len(row) == len(sheet.columns) for row in sheet.rows)
@@ -184,7 +184,7 @@ def test_every_part_has_a_table(result, tmp_path, capsys):
 
 def test_pictures_are_drawn_in_both_themes(result, tmp_path):
     large = measure_case(TINY, "Adam", make_groups(TINY, torch.float32), CONDITIONS, no_advance)
-    large["ideal_bytes"] = plots._IN_NO_CACHE
+    large["ideal_bytes"] = plots.IN_NO_CACHE
     paths = plots.draw_all({**result, "cases": [*result["cases"], large]}, tmp_path)
     names = {f"benchmark-{name}-{theme}.svg" for name in plots._PICTURES
              for theme in ("light", "dark")}  # fmt: skip
@@ -196,6 +196,31 @@ def test_the_memorys_rate_is_that_of_the_largest(result):
     assert plots.memory_rate(result) is None  # all of it is in the caches
     case = {"optimizer": "Adam", "ideal_bytes": 2e9, "peers": {TOUCH: {"median": 0.1}}}
     assert plots.memory_rate({"cases": [case]}) == 2e10
+
+
+def test_aims_are_held_against_the_lowest():
+    def case(workload, optimizer, median, upper_quartile=0.0):
+        speedup = {"median": median, "upper_quartile": upper_quartile}
+        share = {"median": 0.5, "upper_quartile": 0.6}
+        return {
+            "workload": workload, "optimizer": optimizer, "tensors": 2, "ideal_bytes": 2e9,
+            "speedup": speedup, "share_of_touch": share,
+        }  # fmt: skip
+
+    cases = [
+        case("mlp", "Adam", 5.0), case("resnet-50", "Adam", 1.2, 1.3), case("1000x64", "Adam", 29),
+        case("mlp", "RMSprop", 9.0), case("1000x64", "RMSprop", 4.0), case("mlp", "SGD", 0.1),
+    ]  # fmt: skip
+    part = [
+        costs._row("import, beside torch", OURS, 0.01),
+        costs._row("construction, 10,000 tensors", OURS, 0.2),
+        costs._row("construction, 10,000 tensors", "fused", 0.1),
+    ]
+    rows = targets.targets(cases, {"parts": {"costs": part}}).rows
+    assert [(row[0].partition(",")[0], row[-1]) for row in rows] == [
+        ("1000x64", "no"), ("mlp", "yes"), ("resnet-50", "tie"), ("RMSprop", "no"),
+        ("part of touch", "no"), ("import", "yes"), ("construction", "no"),
+    ]  # fmt: skip
 
 
 def test_a_picture_without_rows_is_not_drawn(tmp_path):
