@@ -49,7 +49,7 @@ WORKLOADS = {
         Workload("actor-critic", shapes.actor_critic()),
         equal_tensors(1000, 64),
         equal_tensors(3000, 3500),
-        Workload("500-groups", 500 * [[(4096,)]]),
+        Workload("500-groups", 500 * equal_tensors(1, 4096).groups),
     )
 }
 
