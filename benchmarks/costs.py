@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import subprocess
@@ -59,7 +60,7 @@ def import_times(runs: int, bars: Bars) -> list[dict[str, Any]]:
     ]
 
 
-def first_steps(conditions: Conditions, bars: Bars, rounds: int = 5) -> list[dict[str, Any]]:
+def first_steps(conditions: Conditions, bars: Bars, rounds: int = 9) -> list[dict[str, Any]]:
     """Construction over 10,000 parameters, and the first step, which creates their states."""
     groups = make_groups(MANY, conditions.dtype, conditions.device)
     peers = CONTESTS[OPTIMIZER].peers(conditions.device)
@@ -69,6 +70,7 @@ def first_steps(conditions: Conditions, bars: Bars, rounds: int = 5) -> list[dic
     bars.start("construction")
     for round_ in range(rounds):
         for name, factory in peers.items():
+            gc.collect()  # or somebody would clear away what others have left
             make = partial(factory, [dict(group) for group in groups])
             optimizer, seconds = _timed(make)
             constructed[name].append(seconds)

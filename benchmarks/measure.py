@@ -74,7 +74,8 @@ def bytes_needed(workload: Workload, optimizer: str, conditions: Conditions) -> 
 def bytes_available(device: str) -> int:
     """Memory that can be had without swapping, on the host or on the current GPU."""
     if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+        kept_for_reuse = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + kept_for_reuse
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

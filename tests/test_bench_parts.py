@@ -192,6 +192,14 @@ def test_pictures_are_drawn_in_both_themes(result, tmp_path):
     assert all("<svg" in path.read_text() for path in paths)
 
 
+def test_a_run_draws_what_it_has_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "WORKLOADS", {"tiny": TINY})
+    bench.run(only=["tiny"], settings=MINIATURE, plot=tmp_path / "pictures")
+    path = tmp_path / "pictures" / "benchmark-workloads-dark.svg"
+    assert path.exists()
+    assert str(path) in capsys.readouterr().out
+
+
 def test_the_memorys_rate_is_that_of_the_largest(result):
     assert plots.memory_rate(result) is None  # all of it is in the caches
     case = {"optimizer": "Adam", "ideal_bytes": 2e9, "peers": {TOUCH: {"median": 0.1}}}
