@@ -35,18 +35,9 @@ def targets(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
     return Sheet(
         ("aim", "at least", "measured", "reached"),
         [
-            *(
-                _ratio_row(f"{name}, Adam", [case], least)
-                for name, least in RATIOS.items()
-                for case in cases
-                if (case["workload"], case["optimizer"]) == (name, "Adam")
-            ),
-            *(
-                _ratio_row(f"{name}, lowest of all workloads", of_name, UNFUSED_RATIO)
-                for name in UNFUSED
-                if (of_name := [case for case in cases if case["optimizer"] == name])
-            ),
-            *([_ratio_row("one tensor, lowest of all sizes", single, 1.0)] if single else []),
+            *_model_rows(cases),
+            *_unfused_rows(cases),
+            *_ratio_rows("one tensor, lowest of all sizes", single, 1.0),
             *_touch_rows(cases),
             *_cost_rows(parts.get("costs", [])),
         ],
@@ -62,11 +53,29 @@ def _reached(summary: dict[str, float], least: float) -> str:
     return "tie" if summary["upper_quartile"] >= least else "no"
 
 
-def _ratio_row(aim: str, cases: list[dict[str, Any]], least: float) -> list[str]:
-    """The lowest ratio of some cases."""
-    lowest = min((case["speedup"] for case in cases if case["speedup"]), key=lambda s: s["median"])
-    measured = three_digits(lowest["median"])
-    return [aim, three_digits(least), measured, _reached(lowest, least)]
+def _model_rows(cases: list[dict[str, Any]]) -> list[list[str]]:
+    rows = []
+    for name, least in RATIOS.items():
+        of_name = [c for c in cases if (c["workload"], c["optimizer"]) == (name, "Adam")]
+        rows += _ratio_rows(f"{name}, Adam", of_name, least)
+    return rows
+
+
+def _unfused_rows(cases: list[dict[str, Any]]) -> list[list[str]]:
+    rows = []
+    for name in UNFUSED:
+        of_name = [case for case in cases if case["optimizer"] == name]
+        rows += _ratio_rows(f"{name}, lowest of all workloads", of_name, UNFUSED_RATIO)
+    return rows
+
+
+def _ratio_rows(aim: str, cases: list[dict[str, Any]], least: float) -> list[list[str]]:
+    """The lowest ratio of the cases; no row if torch was timed in none."""
+    speedups = [case["speedup"] for case in cases if case["speedup"]]
+    if not speedups:
+        return []
+    lowest = min(speedups, key=lambda speedup: speedup["median"])
+    return [[aim, three_digits(least), three_digits(lowest["median"]), _reached(lowest, least)]]
 
 
 def _touch_rows(cases: list[dict[str, Any]]) -> list[list[str]]:
