@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,6 +104,7 @@ def measure_case(
     Returns:
         One row of the result; times in seconds a step.
     """
+    gc.collect()  # what earlier cases have left would hold memory
     contest = CONTESTS[optimizer]
     param = groups[0]["params"][0]
     device = param.device.type
