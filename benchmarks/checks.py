@@ -74,6 +74,14 @@ def warm_up(name: str, factory: Factory, groups: list[dict[str, Any]], steps: in
     return Warm(optimizer, first_step)
 
 
+def warm_again(factory: Factory, groups: list[dict[str, Any]], steps: int) -> Any:
+    """Another optimizer of a peer that has been made once."""
+    optimizer = factory([dict(group) for group in groups])
+    for _ in range(steps):
+        optimizer.step()
+    return optimizer
+
+
 def raises(error: Exception) -> str:
     """What is said of a peer that raises: the first line of the message."""
     if isinstance(error, UnfitError):

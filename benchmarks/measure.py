@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .checks import Warm, check, warm_up
+from .checks import Warm, check, warm_again, warm_up
 from .others import OTHERS, Factory
 from .peers import COMPILED, CONTESTS, COPY, DEFAULT_PEERS, OURS, TORCH, TOUCH
-from .timing import Settings, Summary, Timing, clock_of, interleave, ratio, summarize
+from .timing import Settings, Summary, Timing, clock_of, extend, interleave, ratio, summarize
 from .workloads import Workload
+
+Groups = list[dict[str, Any]]
 
 # Called with the rounds done and their total.
 Advance = Callable[[int, int], None]
@@ -25,6 +27,8 @@ LR = 1e-4
 
 # Two times within this fraction of each other are a tie.
 _TIE = 0.03
+
+COPIES, FEW_ELEMENTS = 4, 2**22
 
 # torch.compile's time grows with the tensors: beyond, it is minutes.
 MOST_COMPILED = 200
@@ -47,9 +51,7 @@ class Conditions:
     peers: tuple[str, ...] = DEFAULT_PEERS
 
 
-def make_groups(
-    workload: Workload, dtype: torch.dtype, device: str = "cpu"
-) -> list[dict[str, Any]]:
+def make_groups(workload: Workload, dtype: torch.dtype, device: str = "cpu") -> Groups:
     """Parameter groups with normally distributed values and gradients, each with its own rate."""
     torch.manual_seed(0)
     groups = []
@@ -59,6 +61,17 @@ def make_groups(
             param.grad = torch.randn_like(param)
         groups.append({"params": params, "lr": LR * (1 + index / len(workload.groups))})
     return groups
+
+
+def make_copies(workload: Workload, dtype: torch.dtype, device: str = "cpu") -> list[Groups]:
+    """The same groups again, elsewhere in memory, for workloads whose time depends on where.
+
+    Many small tensors are faster or slower by a factor according to which of them share a cache's
+    set or a page; large ones are not.
+    """
+    is_small = workload.tensors > 1 and workload.elements <= FEW_ELEMENTS
+    count = COPIES if is_small and device == "cpu" else 0
+    return [make_groups(workload, dtype, device) for _ in range(count)]
 
 
 def bytes_needed(workload: Workload, optimizer: str, conditions: Conditions) -> int:
@@ -86,10 +99,11 @@ def bytes_available(device: str) -> int:
 def measure_case(
     workload: Workload,
     optimizer: str,
-    groups: list[dict[str, Any]],
+    groups: Groups,
     conditions: Conditions,
     advance: Advance,
     peers: dict[str, Factory] | None = None,
+    copies: Sequence[Groups] = (),
 ) -> dict[str, Any]:
     """Times one optimizer and its peers on one workload.
 
@@ -100,6 +114,7 @@ def measure_case(
         conditions: dtype and device are those of ``groups``.
         advance: called after every round.
         peers: who is timed, in place of those whom the conditions name.
+        copies: what ``make_copies`` made.
 
     Returns:
         One row of the result; times in seconds a step.
@@ -114,7 +129,8 @@ def measure_case(
         peers = {name: factory for name, factory in peers.items() if name != COMPILED}
         reasons[COMPILED] = f"takes minutes to compile for more than {MOST_COMPILED} tensors"
     reasons |= check(peers, param.dtype, device)
-    warmup = conditions.settings.warmup
+    settings = conditions.settings.shared_by(1 + len(copies))
+    warmup = settings.warmup
     tried = {
         name: warm_up(name, factory, groups, warmup)
         for name, factory in peers.items()
@@ -122,8 +138,13 @@ def measure_case(
     }
     reasons |= {name: reason for name, reason in tried.items() if isinstance(reason, str)}
     started = {name: warm for name, warm in tried.items() if isinstance(warm, Warm)}
-    steps = {name: warm.optimizer.step for name, warm in started.items()}
-    timings = interleave(steps, conditions.settings, advance, clock_of(device))
+    timings: dict[str, Timing] = {}
+    optimizers = {name: warm.optimizer for name, warm in started.items()}
+    for copy in (groups, *copies):
+        if copy is not groups:
+            optimizers = {name: warm_again(peers[name], copy, warmup) for name in started}
+        steps = {name: optimizer.step for name, optimizer in optimizers.items()}
+        extend(timings, interleave(steps, settings, advance, clock_of(device)))
     elements = workload.elements
     return {
         "workload": workload.name,

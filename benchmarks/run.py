@@ -13,8 +13,10 @@ from . import costs, machine, report, scaling, training
 from .measure import (
     LR,
     Conditions,
+    Groups,
     bytes_available,
     bytes_needed,
+    make_copies,
     make_groups,
     measure_case,
 )
@@ -175,7 +177,8 @@ def measure_cases(
     rows, skipped = [], []
     for workload, names in cases:
         bars.start(f"{workload.name}: creating")
-        groups: list[dict[str, Any]] = []
+        groups: Groups = []
+        copies: list[Groups] = []
         for name in names:
             needed = bytes_needed(workload, name, conditions)
             there = bytes_available(conditions.device) + sum(
@@ -185,9 +188,12 @@ def measure_cases(
                 lack = f"needs about {needed / 2**30:.0f} GiB, {there / 2**30:.0f} are free"
                 skipped.append(f"{workload.name}, {name}: {lack}")
             else:
-                groups = groups or make_groups(workload, conditions.dtype, conditions.device)
+                if not groups:
+                    groups = make_groups(workload, conditions.dtype, conditions.device)
+                    copies = make_copies(workload, conditions.dtype, conditions.device)
                 bars.start(f"{workload.name} {name}")
-                rows.append(measure_case(workload, name, groups, conditions, bars.advance))
+                row = measure_case(workload, name, groups, conditions, bars.advance, copies=copies)
+                rows.append(row)
             bars.finish()
     return rows, skipped
 

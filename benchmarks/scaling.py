@@ -14,6 +14,7 @@ from .measure import (
     Conditions,
     bytes_available,
     bytes_needed,
+    make_copies,
     make_groups,
     measure_case,
 )
@@ -91,4 +92,5 @@ def _family(workloads: list[Workload], conditions: Conditions, bars: Bars) -> li
 
 def _one(workload: Workload, conditions: Conditions, advance: Advance) -> dict[str, Any]:
     groups = make_groups(workload, conditions.dtype, conditions.device)
-    return measure_case(workload, OPTIMIZER, groups, conditions, advance)
+    copies = make_copies(workload, conditions.dtype, conditions.device)
+    return measure_case(workload, OPTIMIZER, groups, conditions, advance, copies=copies)

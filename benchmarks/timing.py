@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy
 import torch
@@ -31,6 +31,15 @@ class Settings:
     budget: float = 6.0
     min_rounds: int = 7
     max_rounds: int = 201
+
+    def shared_by(self, parts: int) -> Settings:
+        """The settings of each of several parts that together measure as much."""
+        return replace(
+            self,
+            budget=self.budget / parts,
+            min_rounds=math.ceil(self.min_rounds / parts),
+            max_rounds=math.ceil(self.max_rounds / parts),
+        )
 
 
 QUICK = Settings(warmup=1, budget=1.5, min_rounds=3, max_rounds=51)
@@ -171,6 +180,14 @@ def interleave(
                 clock.measure(steps[name], timing)
             advance(index + 1, rounds)
     return timings
+
+
+def extend(timings: dict[str, Timing], further: dict[str, Timing]) -> None:
+    """Adds the rounds of further timings of the same peers."""
+    for name, timing in further.items():
+        into = timings.setdefault(name, Timing(timing.steps))
+        into.seconds += timing.seconds
+        into.stream_seconds += timing.stream_seconds
 
 
 @contextmanager

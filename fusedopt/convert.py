@@ -87,6 +87,8 @@ def _check_params(optimizer: torch.optim.Optimizer, group: dict[str, Any], index
         where = f"parameter group {index}, parameter {position}"
         if param.is_complex():
             raise NotImplementedError(f"{where}: complex parameters are not supported")
+        if param.is_neg():
+            raise ValueError(f"{where}: is a negated view of its memory")
         for name, value in optimizer.state.get(param, {}).items():
             if name != "step" and torch.is_tensor(value) and value.dtype != param.dtype:
                 raise ValueError(

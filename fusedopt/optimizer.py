@@ -78,14 +78,11 @@ def check_group(group: dict[str, Any], index: int, name: str) -> None:
 
     Raises:
         NotImplementedError: the group asks for ``differentiable=True``.
-        ValueError: a parameter is a view that negates the memory it shows.
     """
-    where = f"parameter group {index}"
     if group.get("differentiable"):
-        raise NotImplementedError(f"{where}: differentiable=True is not supported by {name}")
-    for position, param in enumerate(group["params"]):
-        if param.is_neg():
-            raise ValueError(f"{where}, parameter {position}: is a negated view of its memory")
+        raise NotImplementedError(
+            f"parameter group {index}: differentiable=True is not supported by {name}"
+        )
 
 
 def refuse_fused_with_foreach(fused: bool | None, foreach: bool | None) -> None:
@@ -153,7 +150,6 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Raises:
             NotImplementedError: the group asks for ``differentiable=True``.
-            ValueError: a parameter is a view that negates the memory it shows.
         """
         super().add_param_group(param_group)
         try:

@@ -180,7 +180,8 @@ MUTANTS = [
         ("skip ignored", "  if (is_skipped_) return;\n", ""),
         ("step counted twice", "place.type, count.value)", "place.type, count.value + 1)"),
         ("states published early", "    add_update(memory_.params[i]);",
-         "    publish_new_states();\n    add_update(memory_.params[i]);"),
+         "    for (const NewState& state : memory_.new_states) publish(state);\n"
+         "    add_update(memory_.params[i]);"),
         ("steps counted early", "    add_update(memory_.params[i]);",
          "    add_update(memory_.params[i]);\n    count_steps();"),
         ("versions not counted", "if (!torch_.library().increment_version(param))", "if (false)"),

@@ -136,6 +136,8 @@ REFUSALS = {
                                rf"{HERE}: exp_avg has shape \(3,\)"),
     "state of another dtype": (spoil_state("exp_avg", lambda s: s.double()), RuntimeError,
                                f"{HERE}: exp_avg has dtype float64"),
+    "state negated": (spoil_state("exp_avg", torch._neg_view), ValueError,
+                      f"{HERE}: exp_avg is a negated view"),
     "state of integers": (spoil_state("exp_avg", lambda s: s.int()), RuntimeError,
                           f"{HERE}: exp_avg has an unsupported dtype"),
     "state on another device": (spoil_state("exp_avg", lambda s: s.to("meta")),
@@ -389,8 +391,10 @@ def test_freed_memory_is_refused(freed):
 
 def test_negated_parameter_is_refused():
     param = torch._neg_view(torch.ones(3)).requires_grad_()
-    with pytest.raises(ValueError, match="parameter group 0, parameter 0: is a negated view"):
-        fusedopt.SGD([param])
+    param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match="group 0, parameter 0: the parameter is a negated view"):
+        fusedopt.SGD([param]).step()
+    assert param.tolist() == [-1] * 3
 
 
 def test_wrapper_subclass_is_refused():

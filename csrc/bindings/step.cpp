@@ -341,10 +341,18 @@ void Step::check_overlap(DeviceUpdates& list) {
 // The plain tensor that holds an operand's memory; nearly always the operand itself.
 PyObject* Step::memory_of(const ParamPlan& plan, int operand, PyObject* param_memory) {
   PyObject* const param = plan.operands[kParam];
-  PyObject* const tensor = plan.operands[operand];
+  PyObject* memory = plan.operands[operand];
   const bool param_is_plain = operand == kParam || param_memory == param;
-  if (param_is_plain && torch_.is_plain(tensor)) return tensor;
-  return torch_.unwrap(tensor, operand == kParam ? Py_None : param, operand == kGrad, memory_.keep);
+  if (!param_is_plain || !torch_.is_plain(memory)) {
+    memory = torch_.unwrap(memory, operand == kParam ? Py_None : param, operand == kGrad,
+                           memory_.keep);
+  }
+  // Gradients that are so have been resolved, which makes a copy.
+  if (operand != kGrad && torch_.is_negated_view(memory)) {
+    throw Refusal(Refusal::kValue, std::string(rule_.info.operand_names[operand]) +
+                                       " is a negated view of its memory");
+  }
+  return memory;
 }
 
 PyObject* Step::resolve_negation(PyObject* grad) {
