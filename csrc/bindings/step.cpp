@@ -344,8 +344,8 @@ PyObject* Step::memory_of(const ParamPlan& plan, int operand, PyObject* param_me
   PyObject* memory = plan.operands[operand];
   const bool param_is_plain = operand == kParam || param_memory == param;
   if (!param_is_plain || !torch_.is_plain(memory)) {
-    memory = torch_.unwrap(memory, operand == kParam ? Py_None : param, operand == kGrad,
-                           memory_.keep);
+    memory =
+        torch_.unwrap(memory, operand == kParam ? Py_None : param, operand == kGrad, memory_.keep);
   }
   // Gradients that are so have been resolved, which makes a copy.
   if (operand != kGrad && torch_.is_negated_view(memory)) {
