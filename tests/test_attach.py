@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ REFUSED = {
 def run_python(code):
     result = subprocess.run(
         [sys.executable, "-c", PRELUDE + code],
-        cwd="/",
+        cwd=Path(fusedopt.__file__).parents[1],  # the package that is tested
         capture_output=True,
         text=True,
         timeout=120,
@@ -259,3 +260,76 @@ _native.attach(torch, local_tensor)
 assert "description" in _native.library_answers()
 check()
 """)
+
+
+def test_samples_without_memory_prove_nothing():
+    code = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+with FakeTensorMode():
+    import fusedopt
+assert "description" not in fusedopt._native.library_answers()
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(fusedopt.__file__).parents[1], check=True)
+
+
+class WaitsForANumber(torch.Tensor):
+    """What a step asks for its memory, and which has none."""
+
+    def trigger_wait(self):
+        return 5
+
+
+class CountsInNumbers(fusedopt.Adam):
+    def _create_state(self, name, param, group):
+        return 1.0 if name == "step" else super()._create_state(name, param, group)
+
+
+def test_what_is_no_tensor_is_not_read_as_one(way):
+    param, other = torch.ones(3), torch.ones(3)
+    param.grad, other.grad = torch.ones(3), torch.ones(3).as_subclass(WaitsForANumber)
+    with pytest.raises(
+        TypeError, match="parameter 1: the gradient is not a tensor but of class int"
+    ):
+        fusedopt.SGD([param, other], lr=0.5).step()
+    other.grad = None
+    optimizer = CountsInNumbers([param])
+    with pytest.raises(TypeError, match="state 'step' is not a tensor but of class float"):
+        optimizer.step()
+    assert param.tolist() == [1] * 3
+    assert not optimizer.state
+
+
+def adam_after_a_step():
+    param = torch.ones(3)
+    param.grad = torch.ones(3)
+    optimizer = fusedopt.Adam([param], lr=torch.tensor(0.5))
+    optimizer.step()
+    return optimizer, optimizer.state[param]
+
+
+def test_freed_numbers_are_refused(way):
+    optimizer, state = adam_after_a_step()
+    state["step"].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="state 'step' has no memory"):
+        optimizer.step()
+    optimizer, _ = adam_after_a_step()
+    optimizer.param_groups[0]["lr"].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="has no memory"):
+        optimizer.step()
+
+
+def test_negated_numbers_have_their_value_or_are_refused(way):
+    optimizer, state = adam_after_a_step()
+    state["step"] = torch._neg_view(torch.tensor(-1.0))
+    with pytest.raises(ValueError, match="state 'step' is a negated view"):
+        optimizer.step()
+    param = torch.zeros(2)
+    param.grad = torch.ones(2)
+    fusedopt.SGD([param], lr=torch._neg_view(torch.tensor(-0.5))).step()
+    assert param.tolist() == [-0.5] * 2
+    optimizer = fusedopt.SGD([param], lr=1.0)
+    optimizer.grad_scale = torch._neg_view(torch.tensor(-8.0))
+    optimizer.found_inf = torch.tensor(0.0)
+    with pytest.raises(TypeError, match="grad_scale must be a float32 tensor"):
+        optimizer.step()

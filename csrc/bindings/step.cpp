@@ -410,9 +410,13 @@ PyObject* Step::new_state(PyObject* param, PyObject* states, PyObject* name) {
 NumberPlace Step::find_step_count(PyObject* tensor) {
   if (!torch_.is_plain(tensor)) tensor = torch_.unwrap(tensor, Py_None, false, memory_.keep);
   const DLTensor described = torch_.describe(tensor, "state 'step'");
+  if (torch_.is_negated_view(tensor)) {
+    throw Refusal(Refusal::kValue, "state 'step' is a negated view of its memory");
+  }
   int64_t numel = 1;
   for (int d = 0; d < described.ndim; ++d) numel *= described.shape[d];
   if (numel != 1) throw Refusal(Refusal::kRuntime, "state 'step' must be one number");
+  require_memory(described, "state 'step'");
   const auto place = to_number_place(described);
   if (!place) {
     throw Refusal(Refusal::kValue, "state 'step' is not a count: " + to_string(tensor));

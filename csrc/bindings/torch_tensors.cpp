@@ -82,6 +82,11 @@ void TorchTensors::attach(const py::object& torch, const py::object& local_tenso
 }
 
 DLTensor TorchTensors::describe(PyObject* tensor, const char* what) const {
+  // Python code has made some of those that come here; the library would read any object as one.
+  if (!is_tensor(tensor)) {
+    throw Refusal(Refusal::kType,
+                  std::string(what) + " is not a tensor but of class " + Py_TYPE(tensor)->tp_name);
+  }
   DLTensor result;
   if (library_.describe(tensor, result)) return result;
   if (api_->dltensor_from_py_object_no_sync(tensor, &result) != 0) {
@@ -118,7 +123,7 @@ bool TorchTensors::is_negated_view(PyObject* tensor) const {
 
 std::optional<NumberPlace> TorchTensors::find_number(PyObject* tensor) const {
   DLTensor described;
-  if (!is_plain(tensor)) return std::nullopt;
+  if (!is_plain(tensor) || is_negated_view(tensor)) return std::nullopt;
   if (!library_.describe(tensor, described) &&
       api_->dltensor_from_py_object_no_sync(tensor, &described) != 0) {
     PyErr_Clear();
@@ -127,6 +132,7 @@ std::optional<NumberPlace> TorchTensors::find_number(PyObject* tensor) const {
   for (int d = 0; d < described.ndim; ++d) {
     if (described.shape[d] != 1) return std::nullopt;
   }
+  if (described.device.device_type == kDLCPU) require_memory(described, "a number in a tensor");
   return to_number_place(described);
 }
 
@@ -190,6 +196,12 @@ DType to_dtype(DLDataType dtype, const char* what) {
 
 }  // namespace
 
+void require_memory(const DLTensor& tensor, const char* what) {
+  if (tensor.data != nullptr) return;
+  throw Refusal(Refusal::kRuntime,
+                std::string(what) + " has no memory: its storage was freed, or never made");
+}
+
 std::optional<NumberPlace> to_number_place(const DLTensor& tensor) {
   const std::optional<NumberType> type = to_number_type(tensor.dtype);
   if (!type || tensor.data == nullptr) return std::nullopt;
@@ -202,10 +214,7 @@ TensorView to_view(const DLTensor& tensor, const char* what) {
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   view.numel = 1;
   for (int d = 0; d < tensor.ndim; ++d) view.numel *= tensor.shape[d];
-  if (tensor.data == nullptr && view.numel > 0) {
-    throw Refusal(Refusal::kRuntime,
-                  std::string(what) + " has no memory: its storage was freed, or never made");
-  }
+  if (view.numel > 0) require_memory(tensor, what);
   view.sizes = tensor.shape;
   view.strides = tensor.strides;
   view.ndim = tensor.ndim;

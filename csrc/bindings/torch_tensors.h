@@ -42,8 +42,8 @@ class TorchTensors {
 
   const TorchLibrary& library() const { return library_; }
 
-  // Where a tensor of one element keeps it; nothing if the tensor is no such or of another type
-  // than those of NumberType.
+  // Where a tensor of one element keeps it; nothing if the tensor is no such, of another type than
+  // those of NumberType, or a negated view.
   std::optional<NumberPlace> find_number(PyObject* tensor) const;
 
   // Copies: one in float64, one on another device.
@@ -62,6 +62,9 @@ class TorchTensors {
   py::handle tensor_type_, parameter_type_, local_tensor_;
   py::handle get_num_threads_, increment_version_, is_neg_;
 };
+
+// Throws Refusal if its storage has none.
+void require_memory(const DLTensor& tensor, const char* what);
 
 // Where the one element of a tensor is; nothing if it is of another type than those of NumberType.
 std::optional<NumberPlace> to_number_place(const DLTensor& tensor);
