@@ -203,8 +203,11 @@ def test_inference_tensors_have_no_version(way):
     with torch.inference_mode():
         param = torch.ones(3)
         param.grad = torch.ones(3)
-        fusedopt.SGD([param], lr=0.5).step()
+        optimizer = fusedopt.SGD([param], lr=0.5)
+        optimizer.step()
     assert param.tolist() == [0.5] * 3
+    optimizer.step()
+    assert param.tolist() == [0.0] * 3
 
 
 def test_import_in_inference_mode_and_on_another_default_device():
