@@ -142,7 +142,7 @@ def test_commands_exist(document):
 
 def test_the_script_of_the_distributed_guide_runs(tmp_path):
     script = tmp_path / "train.py"
-    # Threads of torch's sometimes abort a process as its interpreter ends, with torch.optim as well.
+    # torch's threads sometimes abort a process as its interpreter ends, with torch.optim, too.
     leave = "sys.stdout.flush()\nos._exit(0)\n"
     script.write_text(f"import sys\n{file_of(DISTRIBUTED, 'train.py')}\n{leave}")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
