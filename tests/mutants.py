@@ -184,7 +184,7 @@ MUTANTS = [
          "    add_update(memory_.params[i]);"),
         ("steps counted early", "    add_update(memory_.params[i]);",
          "    add_update(memory_.params[i]);\n    count_steps();"),
-        ("versions not counted", "if (!torch_.library().increment_version(param))", "if (false)"),
+        ("versions not counted", "if (!torch_.functions().increment_version(param))", "if (false)"),
         ("scalars of another parameter", "latest.step != step || latest.list", "latest.list"),
     ),
     *rule(

@@ -158,7 +158,7 @@ void Step::prefetch_param(PyObject* params, Py_ssize_t index) const {
   }
   if (index + ahead >= size) return;
   PyObject* const param = PyList_GET_ITEM(params, index + ahead);
-  if (torch_.is_tensor(param)) torch_.library().prefetch_metadata(param);
+  if (torch_.is_tensor(param)) torch_.functions().prefetch_metadata(param);
 }
 
 void Step::prefetch_plan(size_t index) const {
@@ -171,11 +171,11 @@ void Step::prefetch_plan(size_t index) const {
   };
   if (index + kMetadataAhead < plans.size()) {
     for_each_tensor(plans[index + kMetadataAhead],
-                    [&](PyObject* tensor) { torch_.library().prefetch_metadata(tensor); });
+                    [&](PyObject* tensor) { torch_.functions().prefetch_metadata(tensor); });
   }
   if (index + kStorageAhead < plans.size()) {
     for_each_tensor(plans[index + kStorageAhead],
-                    [&](PyObject* tensor) { torch_.library().prefetch_storage(tensor); });
+                    [&](PyObject* tensor) { torch_.functions().prefetch_storage(tensor); });
   }
 }
 
@@ -468,7 +468,7 @@ void Step::run() {
   py::list left;
   for (const ParamPlan& plan : memory_.params) {
     PyObject* const param = plan.operands[kParam];
-    if (!torch_.library().increment_version(param)) left.append(py::handle(param));
+    if (!torch_.functions().increment_version(param)) left.append(py::handle(param));
   }
   if (!left.empty()) interruption.hold_off([&] { torch_.increment_versions(left); });
   interruption.raise();

@@ -24,8 +24,8 @@ class TorchLibrary {
   std::vector<std::string> answers() const;
 
   // Each answers false or nothing where the library cannot tell; then torch has to be asked in
-  // another way. `tensor` is a torch.Tensor and, but for increment_version, of no other class than
-  // Tensor and Parameter.
+  // another way. `tensor` is a torch.Tensor of any class, and for the first two one whose memory is
+  // its own.
   bool describe(PyObject* tensor, DLTensor& result) const;
   std::optional<bool> is_negated_view(PyObject* tensor) const;
   bool increment_version(PyObject* tensor) const;

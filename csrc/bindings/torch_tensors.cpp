@@ -88,12 +88,15 @@ DLTensor TorchTensors::describe(PyObject* tensor, const char* what) const {
                   std::string(what) + " is not a tensor but of class " + Py_TYPE(tensor)->tp_name);
   }
   DLTensor result;
-  if (library_.describe(tensor, result)) return result;
-  if (api_->dltensor_from_py_object_no_sync(tensor, &result) != 0) {
-    PyErr_Clear();
-    refuse(tensor, what);
-  }
+  if (!try_describe(tensor, result)) refuse(tensor, what);
   return result;
+}
+
+bool TorchTensors::try_describe(PyObject* tensor, DLTensor& result) const {
+  if (library_.describe(tensor, result)) return true;
+  if (api_->dltensor_from_py_object_no_sync(tensor, &result) == 0) return true;
+  PyErr_Clear();
+  return false;
 }
 
 bool TorchTensors::is_plain(PyObject* object) const {
@@ -124,11 +127,7 @@ bool TorchTensors::is_negated_view(PyObject* tensor) const {
 std::optional<NumberPlace> TorchTensors::find_number(PyObject* tensor) const {
   DLTensor described;
   if (!is_plain(tensor) || is_negated_view(tensor)) return std::nullopt;
-  if (!library_.describe(tensor, described) &&
-      api_->dltensor_from_py_object_no_sync(tensor, &described) != 0) {
-    PyErr_Clear();
-    return std::nullopt;
-  }
+  if (!try_describe(tensor, described)) return std::nullopt;
   for (int d = 0; d < described.ndim; ++d) {
     if (described.shape[d] != 1) return std::nullopt;
   }

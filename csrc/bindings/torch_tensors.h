@@ -40,7 +40,7 @@ class TorchTensors {
   // Whether its values are those in memory with the sign flipped.
   bool is_negated_view(PyObject* tensor) const;
 
-  const TorchLibrary& library() const { return library_; }
+  const TorchLibrary& functions() const { return library_; }
 
   // Where a tensor of one element keeps it; nothing if the tensor is no such, of another type than
   // those of NumberType, or a negated view.
@@ -55,6 +55,7 @@ class TorchTensors {
   void increment_versions(const py::list& tensors) const;
 
  private:
+  bool try_describe(PyObject* tensor, DLTensor& result) const;
   [[noreturn]] void refuse(PyObject* tensor, const char* what) const;
 
   const DLPackExchangeAPI* api_ = nullptr;
