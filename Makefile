@@ -107,6 +107,7 @@ format: install
 
 # Needs g++-aarch64-linux-gnu and qemu-user-static.
 CHECKSUM_SOURCES := csrc/cpu/kernels.cpp csrc/core/update_list.cpp csrc/core/layout.cpp \
+                    csrc/core/memory_range.cpp \
                     tests/native/checksums.cpp
 CHECKSUM_FLAGS := -std=c++20 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Icsrc
 neon-check:

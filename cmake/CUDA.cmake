@@ -63,6 +63,7 @@ pybind11_add_module(
   _cuda MODULE NO_EXTRAS
   csrc/bindings/cuda_module.cpp
   csrc/core/layout.cpp
+  csrc/core/memory_range.cpp
   csrc/core/update_list.cpp
   csrc/cuda/engine.cpp
   csrc/cuda/launch_memory.cpp

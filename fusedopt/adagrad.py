@@ -77,6 +77,5 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
                 for param in group["params"]:
                     self.state[param]["step"] = self._create_state("step", param, group)
 
-    def _create_state(self, name: str, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        state = super()._create_state(name, param, group)
-        return state.fill_(group["initial_accumulator_value"]) if name == "sum" else state
+    def _initial_value(self, name: str, group: dict[str, Any]) -> float:
+        return float(group["initial_accumulator_value"])

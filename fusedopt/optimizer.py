@@ -158,10 +158,18 @@ class FusedOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    def _create_state(self, name: str, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+    def _create_state(
+        self, name: str, param: torch.Tensor, group: dict[str, Any]
+    ) -> torch.Tensor | tuple[torch.Tensor, float]:
         """A new state tensor, in the parameter's dtype, device and memory format.
 
-        A step count is one number, on the CPU unless the device has to count.
+        A step count is one number, on the CPU unless the device has to count. Of any other state
+        the memory holds nothing yet: with it comes the number that all of its elements are, for
+        the first step to start from. A subclass may as well return a tensor that holds what it is
+        to begin with.
+
+        Raises:
+            MemoryError: there is no memory for it.
         """
         if name == "step":
             in_double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
@@ -172,7 +180,16 @@ class FusedOptimizer(torch.optim.Optimizer):
                 dtype=torch.float64 if in_double else torch.float32,
                 device=param.device if on_device else "cpu",
             )
-        return torch.zeros_like(param, memory_format=torch.preserve_format, requires_grad=False)
+        try:
+            return torch.empty_like(param), self._initial_value(name, group)
+        except RuntimeError as error:  # so torch's allocator for the CPU calls it
+            if "can't allocate memory" not in str(error):
+                raise
+            raise MemoryError(f"no memory for state {name!r}: {error}") from error
+
+    def _initial_value(self, name: str, group: dict[str, Any]) -> float:
+        """What the elements of a new state are."""
+        return 0.0
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None

@@ -76,6 +76,6 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         if capturable:
             self._set_option("capturable", True)
 
-    def _create_state(self, name: str, param: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+    def _initial_value(self, name: str, group: dict[str, Any]) -> float:
         # From a buffer of -0 the formula makes the copy that the first one has to be.
-        return super()._create_state(name, param, group).fill_(-0.0)
+        return -0.0

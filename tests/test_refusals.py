@@ -82,6 +82,10 @@ def list_it_twice(optimizer, group, param):
     optimizer.param_groups[1]["params"].append(param)
 
 
+def spoil_own_state_with_grad(optimizer, group, param):
+    optimizer.state[param]["exp_avg"] = param.grad
+
+
 def fail_to_create_state(optimizer, group, param):
     create = optimizer._create_state
 
@@ -121,7 +125,13 @@ REFUSALS = {
                   rf"{GROUP}: invalid betas\[1\]: 1.0"),
     "negative beta": (spoil_option(betas=(-0.1, 0.9)), ValueError,
                       rf"{GROUP}: invalid betas\[0\]: -0.1"),
-    "one beta": (spoil_option(betas=(0.9,)), IndexError, "out of range"),
+    "one beta": (spoil_option(betas=(0.9,)), ValueError,
+                 rf"{GROUP}: invalid betas: \(0.9,\) \(must be 2 numbers\)"),
+    "three betas": (spoil_option(betas=[0.9, 0.99, 0.999]), ValueError,
+                    rf"{GROUP}: invalid betas: \[0.9, 0.99, 0.999\] \(must be 2 numbers\)"),
+    "betas a number": (spoil_option(betas=0.9), TypeError, f"{GROUP}: invalid betas: 0.9"),
+    "betas a tensor of three": (spoil_option(betas=torch.ones(3) / 2), ValueError,
+                                rf"{GROUP}: invalid betas: tensor"),
     "negative eps": (spoil_option(eps=-1e-8), ValueError, f"{GROUP}: invalid eps"),
     "negative weight decay": (spoil_option(weight_decay=-0.1), ValueError,
                               f"{GROUP}: invalid weight_decay"),
@@ -129,7 +139,6 @@ REFUSALS = {
                               f"{GROUP}, parameter 0.*capturable"),
     "differentiable": (spoil_option(differentiable=True), NotImplementedError,
                        f"{GROUP}: differentiable=True is not supported"),
-    "params not a list": (spoil_option(params=()), TypeError, f"{GROUP}: 'params'"),
     "params missing": (remove_option("params"), KeyError, f"{GROUP}: key 'params' is missing"),
     "state not a dict": (spoil_all_state([1]), TypeError, f"{HERE}: its state must be a dict"),
     "state of another shape": (spoil_state("exp_avg", lambda s: torch.zeros(3)), RuntimeError,
@@ -158,12 +167,22 @@ REFUSALS = {
                         f"{HERE}: state 'step' is not a count"),
     "step NaN": (spoil_state("step", lambda s: torch.tensor(float("nan"))), ValueError,
                  f"{HERE}: state 'step' is not a count"),
+    "gradient that is the parameter": (spoil_grad(lambda p: p.detach()), RuntimeError,
+                                       f"{HERE}: the gradient shares memory with the parameter"),
+    "two states in one": (lambda optimizer, group, param: optimizer.state[param].update(
+                              exp_avg=optimizer.state[param]["exp_avg_sq"]), RuntimeError,
+                          f"{HERE}: exp_avg_sq shares memory with exp_avg"),
+    "state that is the gradient": (spoil_own_state_with_grad, RuntimeError,
+                                   f"{HERE}: exp_avg shares memory with the gradient"),
+    "state that is the parameter": (lambda optimizer, group, param: optimizer.state[param].update(
+                                        exp_avg=param.detach()), RuntimeError,
+                                    f"{HERE}: exp_avg shares memory with the parameter"),
     "step of booleans": (spoil_state("step", lambda s: torch.tensor(True)), ValueError,
                          f"{HERE}: state 'step' is not a count"),
     "no memory for a state": (fail_to_create_state, MemoryError, "no memory for it"),
 }  # fmt: skip
 
-WITH_STATE = {name for name in REFUSALS if name.startswith(("state", "step"))}
+WITH_STATE = {name for name in REFUSALS if name.startswith(("state", "step", "two states"))}
 WITHOUT_STATE = {"no memory for a state"}
 # What a GPU can do, and what of its memory the host cannot look into.
 ACCEPTED = {
@@ -361,6 +380,14 @@ def outcome(optimizer, params, options):
     except Exception as error:
         return type(error), str(error)
     return None
+
+
+@pytest.mark.parametrize("params", [3, None, object()], ids=str)
+def test_params_that_cannot_be_iterated_over_are_refused(params):
+    optimizer = fusedopt.SGD([torch.nn.Parameter(torch.ones(2))])
+    optimizer.param_groups[0]["params"] = params
+    with pytest.raises(TypeError, match="parameter group 0: 'params' must be a list"):
+        optimizer.step()
 
 
 def test_an_exception_of_the_users_own_is_preserved():

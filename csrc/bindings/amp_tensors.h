@@ -16,18 +16,27 @@ class AmpTensors {
   bool may_skip() const { return found_inf_ != Py_None; }
 
   // Where a device has them, which may mean a copy to it. `like` is a tensor on the device.
-  AmpScaling on_device(const Device& device, PyObject* like, KeepAlive& keep) const;
+  // The second says that torch has copied something, which it does once for each device.
+  std::pair<AmpScaling, bool> on_device(const Device& device, PyObject* like, KeepAlive& keep);
 
-  // Waits for the device that has found it, if that is not the CPU.
-  bool found_inf_on_host() const;
+  // Whether something was found. The second says that the device which has found it was waited for.
+  std::pair<bool, bool> found_inf_on_host();
 
  private:
+  struct Copy {
+    PyObject* of;
+    Device device;
+    PyObject* tensor;
+  };
+
   const float* find(PyObject* tensor, const char* name, const Device& device, PyObject* like,
-                    KeepAlive& keep) const;
+                    KeepAlive& keep);
 
   PyObject* grad_scale_;
   PyObject* found_inf_;
   const TorchTensors& torch_;
+  std::vector<Copy> copies_;
+  std::optional<bool> fetched_;
 };
 
 }  // namespace fusedopt

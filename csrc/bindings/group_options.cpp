@@ -10,11 +10,11 @@ namespace {
 constexpr int kNoIndex = -1;
 
 [[noreturn]] void refuse(Refusal::Kind kind, const char* name, int index, PyObject* value,
-                         const char* requirement) {
+                         const std::string& requirement) {
   const std::string label =
       index == kNoIndex ? name : std::string(name) + "[" + std::to_string(index) + "]";
-  throw Refusal(kind, "invalid " + label + ": " + py::repr(py::handle(value)).cast<std::string>() +
-                          " (must be " + requirement + ")");
+  throw Refusal(kind,
+                "invalid " + label + ": " + repr_of(value) + " (must be " + requirement + ")");
 }
 
 double to_number(PyObject* value, const char* name, int index = kNoIndex) {
@@ -45,7 +45,7 @@ PyObject* OptionNames::at(size_t position, const char* name) {
 }
 
 PyObject* GroupOptions::find(const char* name) {
-  PyObject* value = find_item(group_, names_.at(position_++, name));
+  PyObject* const value = find_item(group_, names_.at(position_++, name), keep_);
   if (value == nullptr) {
     throw Refusal(Refusal::kKey, "option '" + std::string(name) + "' is missing");
   }
@@ -53,7 +53,7 @@ PyObject* GroupOptions::find(const char* name) {
 }
 
 double GroupOptions::keep(double value) {
-  values_.push_back({{.value = value}, {}});
+  values_.push_back({{.value = value}, {}, nullptr});
   return value;
 }
 
@@ -61,20 +61,17 @@ bool GroupOptions::is_left(PyObject* object, const char* name, int index) {
   GroupOption option;
   if (!PyFloat_CheckExact(object) && torch_.is_tensor(object)) {
     if (const auto place = torch_.find_number(object)) {
-      option = {{.source = place->data, .type = place->type}, place->device};
+      if (place->device.type == DeviceType::kCpu) {
+        return keep(load_number(place->data, place->type)), false;
+      }
+      option = {{.type = place->type}, place->device, object};
     }
   }
-  const bool is_on_gpu = option.device.type != DeviceType::kCpu;
-  const bool is_left = is_on_gpu && on_device_ == kLeave;
-  if (is_left) {
-    option.value.value = std::numeric_limits<double>::quiet_NaN();
-  } else if (option.value.source != nullptr && !is_on_gpu) {
-    option.value.value = load_number(option.value.source, option.value.type);
-  } else {
-    option = {{.value = to_number(object, name, index)}, {}};
-  }
+  const bool is_left = option.tensor != nullptr && on_device_ == kLeave;
+  if (!is_left) return keep(to_number(object, name, index)), false;
+  option.value.value = std::numeric_limits<double>::quiet_NaN();
   values_.push_back(option);
-  return is_left;
+  return true;
 }
 
 double GroupOptions::number(const char* name) { return keep(to_number(find(name), name)); }
@@ -104,12 +101,18 @@ double GroupOptions::rate(const char* name) {
   return value;
 }
 
-double GroupOptions::below_one(const char* name, int index) {
-  const py::object item = take(PySequence_GetItem(find(name), index));
-  const bool is_known = !is_left(item.ptr(), name, index);
+double GroupOptions::below_one(const char* name, int index, int count) {
+  PyObject* const object = find(name);
+  PyObject* const items = to_sequence(object, keep_);
+  if (items == nullptr || PySequence_Fast_GET_SIZE(items) != count) {
+    refuse(items == nullptr ? Refusal::kType : Refusal::kValue, name, kNoIndex, object,
+           std::to_string(count) + " numbers");
+  }
+  PyObject* const item = keep_.share(PySequence_Fast_GET_ITEM(items, index));
+  const bool is_known = !is_left(item, name, index);
   const double value = values_.back().value.value;
   if (is_known && !(value >= 0 && value < 1)) {
-    refuse(Refusal::kValue, name, index, item.ptr(), "at least 0 and below 1");
+    refuse(Refusal::kValue, name, index, item, "at least 0 and below 1");
   }
   return value;
 }

@@ -24,8 +24,9 @@ class OptionNames {
 };
 
 struct GroupOption {
-  OptionValue value;
-  Device device;  // of the source, if it has one
+  OptionValue value;             // its source is found when the tensors of the step are described
+  Device device;                 // that holds it
+  PyObject* tensor = nullptr;    // if it is not the CPU
 };
 
 // Reads options and keeps what it reads, so that an engine can read the same again where a tensor
@@ -37,8 +38,13 @@ class GroupOptions {
   enum OnDevice { kLeave, kFetch };
 
   GroupOptions(PyObject* group, OptionNames& names, const TorchTensors& torch, OnDevice on_device,
-               std::vector<GroupOption>& values)
-      : group_(group), names_(names), torch_(torch), on_device_(on_device), values_(values) {}
+               KeepAlive& keep, std::vector<GroupOption>& values)
+      : group_(group),
+        names_(names),
+        torch_(torch),
+        on_device_(on_device),
+        keep_(keep),
+        values_(values) {}
 
   // Each throws Refusal with the option's name and value if it is missing or out of bounds.
   double number(const char* name);
@@ -47,10 +53,10 @@ class GroupOptions {
 
   // These may be left to a device, so no rule may choose a variant by them but shared.h.
   double rate(const char* name);  // not negative, but for what a scheduler's rounding leaves of 0
-  double below_one(const char* name, int index);  // element of a sequence, in [0, 1)
+  double below_one(const char* name, int index, int count);  // one of `count`, in [0, 1)
 
  private:
-  PyObject* find(const char* name);
+  PyObject* find(const char* name);  // kept, because a conversion may run Python code that frees it
   double keep(double value);
   bool is_left(PyObject* object, const char* name, int index);  // keeps it as well
 
@@ -58,6 +64,7 @@ class GroupOptions {
   OptionNames& names_;
   const TorchTensors& torch_;
   OnDevice on_device_;
+  KeepAlive& keep_;
   std::vector<GroupOption>& values_;
   size_t position_ = 0;
 };

@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "bindings/engines.h"
@@ -51,14 +52,43 @@ PyObject* exception_type(Refusal::Kind kind) {
   return PyExc_RuntimeError;
 }
 
+// Adds to an exception of somebody else's where in the parameter groups it was raised. Python shows
+// notes from 3.11 on.
+void add_note(const py::error_already_set& error, const std::string& location) {
+  if (location.empty() || !error.matches(PyExc_Exception)) return;
+  try {
+    const py::object value = error.value();
+    const py::str note("in " + location);
+    if (py::hasattr(value, "add_note")) {
+      value.attr("add_note")(note);
+    } else {
+      py::list notes = py::getattr(value, "__notes__", py::list());
+      notes.append(note);
+      value.attr("__notes__") = notes;
+    }
+  } catch (const py::error_already_set&) {  // an exception that takes none goes on as it is
+  }
+}
+
+void set_error(const Refusal& refusal, const std::string& location) {
+  const std::string text = (location.empty() ? "" : location + ": ") + refusal.what();
+  const auto size = static_cast<Py_ssize_t>(text.size());
+  // Not as a string of C, which ends at a NUL.
+  const py::object message = take(PyUnicode_DecodeUTF8(text.data(), size, "backslashreplace"));
+  PyErr_SetObject(exception_type(refusal.kind), message.ptr());
+}
+
 // Turns a Refusal into the exception that Python sees. `location` says where it happened.
 template <class F, class Location>
 void with_exceptions(F f, Location location) {
   try {
     f();
   } catch (const Refusal& refusal) {
-    PyErr_SetString(exception_type(refusal.kind), (location() + refusal.what()).c_str());
+    set_error(refusal, location());
     throw py::error_already_set();
+  } catch (const py::error_already_set& error) {
+    add_note(error, location());
+    throw;
   } catch (const ForcedUnwind&) {
     wait_for_the_end();
   }
@@ -74,30 +104,57 @@ TorchTensors& torch_tensors() {
   return *tensors;
 }
 
-// Memory from step to step on this thread; a step inside a step (a callback's) gets its own.
+// Memory from step to step of one optimizer on this thread: what it remembers is of use to that
+// optimizer only, and correct for any. A step inside a step (a callback's) gets its own.
 class BorrowedMemory {
  public:
-  BorrowedMemory() : memory_(spare_ ? std::move(spare_) : std::make_unique<StepMemory>()) {}
+  explicit BorrowedMemory(const void* owner) : owner_(owner) {
+    auto spare = std::find_if(spares_.begin(), spares_.end(),
+                              [&](const Spare& candidate) { return candidate.owner == owner; });
+    if (spare == spares_.end() && spares_.size() == kMost) spare = spares_.begin();
+    if (spare == spares_.end()) {
+      memory_ = std::make_unique<StepMemory>();
+    } else {
+      memory_ = std::move(spare->memory);
+      spares_.erase(spare);
+    }
+    spares_.reserve(kMost);
+  }
   ~BorrowedMemory() {
     memory_->clear();
-    spare_ = std::move(memory_);
+    if (spares_.size() == kMost) spares_.erase(spares_.begin());
+    spares_.push_back({owner_, std::move(memory_)});
   }
   StepMemory& operator*() { return *memory_; }
 
  private:
-  static thread_local std::unique_ptr<StepMemory> spare_;
+  // Two for a generator and its critic, a few for the parts of a larger model.
+  static constexpr size_t kMost = 4;
+  struct Spare {
+    const void* owner;
+    std::unique_ptr<StepMemory> memory;
+  };
+  static thread_local std::vector<Spare> spares_;  // the one that was used last comes last
+
+  const void* owner_;
   std::unique_ptr<StepMemory> memory_;
 };
-thread_local std::unique_ptr<StepMemory> BorrowedMemory::spare_;
+thread_local std::vector<BorrowedMemory::Spare> BorrowedMemory::spares_;
 
 void step(const std::string& rule, const py::object& param_groups, const py::object& state,
           const py::object& create_state, const py::object& grad_scale,
           const py::object& found_inf) {
-  BorrowedMemory memory;
-  const AmpTensors amp(grad_scale.ptr(), found_inf.ptr(), torch_tensors());
-  Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), amp, *memory);
-  with_exceptions([&] { step.gather(param_groups.ptr()); }, [&] { return step.location(); });
-  with_exceptions([&] { step.run(); });
+  BorrowedMemory borrowed(state.ptr());
+  StepMemory& memory = *borrowed;
+  with_exceptions(
+      [&] {
+        AmpTensors amp(grad_scale.ptr(), found_inf.ptr(), torch_tensors());
+        Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), amp, memory);
+        step.gather(param_groups.ptr());
+        memory.location = {};
+        step.run();
+      },
+      [&] { return describe(memory.location, memory); });
 }
 
 std::vector<std::string> available_isas() {

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace fusedopt {
@@ -21,13 +22,6 @@ inline py::object take(PyObject* result) {
 // An interned string that lives as long as the process.
 inline PyObject* intern(const char* name) {
   return take(PyUnicode_InternFromString(name)).release().ptr();
-}
-
-// dict[key], borrowed; null where it is missing.
-inline PyObject* find_item(PyObject* dict, PyObject* key) {
-  PyObject* item = PyDict_GetItemWithError(dict, key);
-  if (item == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  return item;
 }
 
 // References that are kept until the end of a step, so that no other thread frees a tensor while
@@ -55,6 +49,52 @@ class KeepAlive {
  private:
   std::vector<PyObject*> objects_;
 };
+
+// Whether `mapping[key]` is a plain lookup in a dict, whatever its class is called.
+inline bool is_plain_dict(PyObject* mapping) {
+  return PyDict_Check(mapping) && Py_TYPE(mapping)->tp_as_mapping->mp_subscript ==
+                                      PyDict_Type.tp_as_mapping->mp_subscript;
+}
+
+// mapping[key]; null where it is missing.
+inline PyObject* find_item(PyObject* mapping, PyObject* key, KeepAlive& keep) {
+  if (is_plain_dict(mapping)) {
+    PyObject* const item = PyDict_GetItemWithError(mapping, key);
+    if (item == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    return item == nullptr ? nullptr : keep.share(item);
+  }
+  PyObject* const item = PyObject_GetItem(mapping, key);
+  if (item != nullptr) return keep.steal(item);
+  if (!PyErr_ExceptionMatches(PyExc_KeyError)) throw py::error_already_set();
+  PyErr_Clear();
+  return nullptr;
+}
+
+// What iterating over an object gives, as a list or tuple; null if it cannot be iterated over.
+inline PyObject* to_sequence(PyObject* object, KeepAlive& keep) {
+  if (PyList_CheckExact(object) || PyTuple_CheckExact(object)) return keep.share(object);
+  PyObject* const list = PySequence_List(object);
+  if (list != nullptr) return keep.steal(list);
+  if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+  PyErr_Clear();
+  return nullptr;
+}
+
+// Text in UTF-8, whatever is in it.
+inline std::string to_utf8(PyObject* text) {
+  const py::object bytes = take(PyUnicode_AsEncodedString(text, "utf-8", "backslashreplace"));
+  return {PyBytes_AS_STRING(bytes.ptr()), static_cast<size_t>(PyBytes_GET_SIZE(bytes.ptr()))};
+}
+
+// str(object) or repr(object) for a message, or its class where that raises.
+inline std::string describe_with(PyObject* (*function)(PyObject*), PyObject* object) {
+  PyObject* const text = function(object);
+  if (text != nullptr) return to_utf8(take(text).ptr());
+  PyErr_Clear();
+  return std::string("an object of class ") + Py_TYPE(object)->tp_name;
+}
+inline std::string to_string(PyObject* object) { return describe_with(PyObject_Str, object); }
+inline std::string repr_of(PyObject* object) { return describe_with(PyObject_Repr, object); }
 
 // A thread that asks for the GIL of an interpreter that is ending is ended there, before
 // Python 3.14 by unwinding its stack. That would destroy Python objects without the GIL, so it

@@ -11,157 +11,69 @@
 namespace fusedopt {
 namespace {
 
-// How many parameters ahead memory is prefetched: far enough to arrive in time, near enough that a
-// core can have that many reads under way.
+// How many parameters ahead memory is prefetched.
 constexpr size_t kMetadataAhead = 4, kStorageAhead = 2;
 
-PyObject* const kParamsKey = intern("params");
-PyObject* const kParamNamesKey = intern("param_names");
-PyObject* const kCapturableKey = intern("capturable");
-PyObject* const kDifferentiableKey = intern("differentiable");
-PyObject* const kGradName = intern("grad");
 PyObject* const kStepKey = intern("step");
-
-std::string to_string(PyObject* object) { return py::str(py::handle(object)).cast<std::string>(); }
-
-PyObject* require_list(PyObject* object, const char* what) {
-  if (!PyList_Check(object)) {
-    throw Refusal(Refusal::kType, std::string(what) + " must be a list");
-  }
-  return object;
-}
-
-bool is_true(PyObject* option) {
-  if (option == nullptr) return false;
-  const int truth = PyObject_IsTrue(option);
-  if (truth < 0) throw py::error_already_set();
-  return truth != 0;
-}
 
 // Every count below 2^53 is a float64.
 bool is_count(double number) {
   return number >= 0 && number < 0x1p53 && std::floor(number) == number;
 }
 
+std::string name_of(const ParamPlan& plan) {
+  return "parameter " + std::to_string(plan.param_index) + " of group " +
+         std::to_string(plan.group_index);
+}
+
 }  // namespace
 
 Step::Step(BoundRule& rule, const TorchTensors& torch, PyObject* state, PyObject* create_state,
-           const AmpTensors& amp, StepMemory& memory)
+           AmpTensors& amp, StepMemory& memory)
     : rule_(rule),
       torch_(torch),
-      state_(state),
-      create_state_(create_state),
       amp_(amp),
-      memory_(memory) {
-  memory_.clear();
-  if (!PyDict_Check(state_)) throw Refusal(Refusal::kType, "optimizer.state must be a dict");
-}
-
-std::string Step::location() const {
-  if (group_index_ < 0) return "";
-  std::string text = "parameter group " + std::to_string(group_index_);
-  if (param_index_ < 0) return text + ": ";
-  text += ", parameter " + std::to_string(param_index_);
-  PyObject* group = memory_.groups[static_cast<size_t>(group_index_)].group;
-  PyObject* names = PyDict_GetItem(group, kParamNamesKey);
-  if (names != nullptr && PyList_Check(names) && param_index_ < PyList_GET_SIZE(names)) {
-    text += " ('" + to_string(PyList_GET_ITEM(names, param_index_)) + "')";
-  }
-  return text + ": ";
-}
+      memory_(memory),
+      state_(state, create_state, torch, memory),
+      walk_(rule, torch, state_, amp, memory) {}
 
 void Step::gather(PyObject* param_groups) {
   const IeeeEnvironment environment;
-  require_list(param_groups, "param_groups");
-  for (group_index_ = 0; group_index_ < PyList_GET_SIZE(param_groups); ++group_index_) {
-    collect_group(PyList_GET_ITEM(param_groups, group_index_));
+  walk_.collect(param_groups);
+  // Each kind of Python code below is run once at most, so this ends.
+  do {
+    is_stale_ = false;
+    memory_.forget_descriptions();
+    describe_all();
+  } while (is_stale_);
+  if (is_skipped_) return;
+  for (const auto& list : memory_.lists) {
+    if (!list->is_active) continue;
+    arrange(*list);
+    list->engine->prepare(list->updates, list->execution, list->memory);
   }
+  check_step_places();
+  if (memory_.new_states.empty()) return;
+  // Room for dictionaries to grow, so that entering states does not fail when they are written.
+  constexpr size_t kArena = size_t{2} << 20, kPerParam = 1024;
+  AddressSpace space(kArena + kPerParam * memory_.new_states.size());
+  if (!space.is_there()) throw std::bad_alloc();
+  for_publishing_ = std::move(space);
+}
+
+void Step::describe_all() {
   for (size_t i = 0; i < memory_.params.size(); ++i) {
-    prefetch_plan(i);
+    prefetch(i);
     add_update(memory_.params[i]);
   }
-  group_index_ = -1;
+  memory_.location = {};
   for (const auto& list : memory_.lists) {
     if (list->is_active) finish_list(*list);
   }
-  is_skipped_ = host_must_know_ && amp_.found_inf_on_host();
+  is_skipped_ = host_must_know_ && wants_skip();
 }
 
-void Step::collect_group(PyObject* group) {
-  param_index_ = -1;
-  memory_.groups.push_back(read_group(memory_.keep.share(group)));
-  PyObject* params = find_item(group, kParamsKey);
-  if (params == nullptr) throw Refusal(Refusal::kKey, "key 'params' is missing");
-  memory_.keep.share(require_list(params, "'params'"));
-  for (param_index_ = 0; param_index_ < PyList_GET_SIZE(params); ++param_index_) {
-    prefetch_param(params, param_index_);
-    PyObject* param = memory_.keep.share(PyList_GET_ITEM(params, param_index_));
-    if (!torch_.is_tensor(param)) throw Refusal(Refusal::kType, "is not a tensor");
-    PyObject* grad = memory_.keep.steal(take(PyObject_GetAttr(param, kGradName)).release().ptr());
-    if (grad == Py_None) {
-      next_states_if_of(param);
-    } else {
-      collect_param(param, grad);
-    }
-  }
-}
-
-GroupPlan Step::read_group(PyObject* group) {
-  if (!PyDict_Check(group)) throw Refusal(Refusal::kType, "a parameter group must be a dict");
-  if (is_true(find_item(group, kDifferentiableKey))) {
-    throw Refusal(Refusal::kNotImplemented, "differentiable=True is not supported");
-  }
-  GroupPlan plan;
-  plan.group = group;
-  read_options(plan, GroupOptions::kLeave);
-  plan.used_states = rule_.info.used_states(plan.variant);
-  plan.required_states = rule_.info.used_states(kNoOptions);
-  plan.capturable = is_true(find_item(group, kCapturableKey));
-  return plan;
-}
-
-void Step::read_options(GroupPlan& plan, GroupOptions::OnDevice on_device) {
-  plan.first_option = memory_.options.size();
-  GroupOptions options(plan.group, rule_.option_names, torch_, on_device, memory_.options);
-  plan.hyper = rule_.read(options);
-  plan.variant = plan.hyper->variant(false);
-  plan.option_count = memory_.options.size() - plan.first_option;
-  plan.has_left_options = false;
-  for (size_t i = plan.first_option; i < memory_.options.size(); ++i) {
-    if (memory_.options[i].device.type != DeviceType::kCpu) plan.has_left_options = true;
-  }
-}
-
-void Step::collect_param(PyObject* param, PyObject* grad) {
-  const GroupPlan& group = current_group();
-  const size_t new_states_before = memory_.new_states.size();
-  ParamPlan plan{.group_index = group_index_, .param_index = param_index_};
-  plan.operands[kParam] = param;
-  plan.operands[kGrad] = resolve_negation(grad);
-  if (rule_.info.counts_steps || group.used_states != 0) plan.states = states_of(param);
-  if (rule_.info.counts_steps) plan.step = state_tensor(param, plan.states, kStepKey, false);
-  for (unsigned s = 0; s < rule_.state_names.size(); ++s) {
-    if (!(group.used_states >> s & 1)) continue;
-    const bool optional = !(group.required_states >> s & 1);
-    plan.operands[kFirstState + s] =
-        state_tensor(param, plan.states, rule_.state_names[s], optional);
-  }
-  plan.fresh = memory_.new_states.size() > new_states_before;
-  memory_.params.push_back(plan);
-}
-
-void Step::prefetch_param(PyObject* params, Py_ssize_t index) const {
-  constexpr auto ahead = static_cast<Py_ssize_t>(kMetadataAhead);
-  const Py_ssize_t size = PyList_GET_SIZE(params);
-  if (index + 2 * ahead < size) {
-    TorchLibrary::prefetch_object(PyList_GET_ITEM(params, index + 2 * ahead));
-  }
-  if (index + ahead >= size) return;
-  PyObject* const param = PyList_GET_ITEM(params, index + ahead);
-  if (torch_.is_tensor(param)) torch_.functions().prefetch_metadata(param);
-}
-
-void Step::prefetch_plan(size_t index) const {
+void Step::prefetch(size_t index) const {
   const auto& plans = memory_.params;
   const auto for_each_tensor = [](const ParamPlan& plan, auto prefetch) {
     if (plan.step != nullptr) prefetch(plan.step);
@@ -179,17 +91,15 @@ void Step::prefetch_plan(size_t index) const {
   }
 }
 
-void Step::add_update(const ParamPlan& plan) {
-  group_index_ = plan.group_index;
-  param_index_ = plan.param_index;
+void Step::add_update(ParamPlan& plan) {
+  locate(plan);
   std::array<TensorView, kMaxOperands> views;
   Operands operands{};
-  PyObject* const param = memory_of(plan, kParam, nullptr);
   for (int k = 0; k < kMaxOperands; ++k) {
     if (plan.operands[k] == nullptr) continue;
-    PyObject* const memory = k == kParam ? param : memory_of(plan, k, param);
     const char* const name = rule_.info.operand_names[k];
-    views[k] = to_view(torch_.describe(memory, name), name);
+    if (k != kGrad) torch_.refuse_negated_view(plan.operands[k], name);
+    views[k] = to_view(torch_.describe(plan.operands[k], name), name);
     operands[k] = &views[k];
   }
   validate(operands, rule_.info.operand_names);
@@ -198,7 +108,8 @@ void Step::add_update(const ParamPlan& plan) {
                   "the gradient has elements that share memory, so it cannot be unscaled in place");
   }
   DeviceUpdates& list = list_for(plan.operands[kParam], views[kParam].device);
-  if (!list.engine->is_asynchronous() && current_group().capturable) {
+  plan.list = &list;
+  if (!list.engine->is_asynchronous() && group_of(plan).capturable) {
     throw Refusal(Refusal::kAssertion,
                   "capturable=True needs a parameter on a device that can capture graphs; this "
                   "one is on the CPU");
@@ -207,39 +118,48 @@ void Step::add_update(const ParamPlan& plan) {
 
   Update update;
   update.in_double = computes_in_double(views[kParam].dtype);
-  plan_scalars(plan, list, update);
+  int64_t step = 0;
+  if (plan.step != nullptr) plan_step_count(plan, list, update, step);
+  plan_scalars(plan, list, update, step);
+  if (plan.has_new_states()) plan_new_states(plan, list, update);
+  list.params.push_back(static_cast<uint32_t>(&plan - memory_.params.data()));
   list.updates.add(update, operands);
 }
 
 // Who derives the scalars: the engine, where the host cannot know them; or else the host.
-void Step::plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& update) {
-  GroupPlan& group = current_group();
-  int64_t step = 0;
-  if (plan.step != nullptr) plan_step_count(plan, list, update, step);
+void Step::plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step) {
+  GroupPlan& group = group_of(plan);
   if (group.has_left_options) {
     const auto* const options = &memory_.options[group.first_option];
     const bool are_all_there =
         list.engine->is_asynchronous() &&
         std::all_of(options, options + group.option_count, [&](const GroupOption& option) {
-          return option.device.type == DeviceType::kCpu || option.device == list.execution.device;
+          return option.tensor == nullptr || option.device == list.execution.device;
         });
     if (are_all_there) {
       update.derives = true;
     } else {
-      read_options(group, GroupOptions::kFetch);
+      walk_.fetch_options(group);
+      is_stale_ = true;
     }
   }
-  update.variant = static_cast<uint16_t>(plan.fresh ? group.hyper->variant(true) : group.variant);
+  update.variant =
+      static_cast<uint16_t>(plan.is_fresh ? group.hyper->variant(true) : group.variant);
   if (update.variant != group.variant) host_must_know_ = true;
   update.scalars =
       update.derives ? options_for(group, list) : scalars_for(group, list, step, update.in_double);
 }
 
-void Step::plan_step_count(const ParamPlan& plan, const DeviceUpdates& list, Update& update,
-                           int64_t& step) {
-  const bool is_capturable = current_group().capturable;
+void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step) {
+  const bool is_capturable = group_of(plan).capturable;
   const Device& device = list.execution.device;
   NumberPlace place = find_step_count(plan.step);
+  const auto replace_with = [&](py::object tensor) {
+    plan.step = memory_.keep.steal(tensor.release().ptr());
+    state_.replace(plan, kStepKey, plan.step);
+    place = find_step_count(plan.step);
+    is_stale_ = true;
+  };
   const bool is_left = list.engine->is_asynchronous() &&
                        (place.device.type != DeviceType::kCpu || is_capturable || amp_.may_skip());
   if (is_left && place.device.type == DeviceType::kCpu && place.device != device) {
@@ -248,10 +168,7 @@ void Step::plan_step_count(const ParamPlan& plan, const DeviceUpdates& list, Upd
                     "capturable=True needs state 'step' on the parameter's device");
     }
     // Only the device will know whether this step counts, so the count goes there, and stays.
-    PyObject* const moved =
-        memory_.keep.steal(torch_.to_device(plan.step, plan.operands[kParam]).release().ptr());
-    memory_.new_states.push_back({plan.operands[kParam], plan.states, kStepKey, moved});
-    place = find_step_count(moved);
+    replace_with(torch_.to_device(plan.step, plan.operands[kParam]));
   }
   if (place.device != (is_left ? device : Device{})) {
     throw Refusal(Refusal::kRuntime, "state 'step' is on another device than the parameter");
@@ -262,16 +179,30 @@ void Step::plan_step_count(const ParamPlan& plan, const DeviceUpdates& list, Upd
     update.step_type = place.type;
   } else {
     step = read_step_count(plan.step, place) + 1;
-    if (step > largest_count(place.type)) place = widen_step_count(plan);
-    memory_.step_counts.push_back({place, step});
+    // A float32 count would stand still at 2^24. From there on another tensor counts.
+    if (step > largest_count(place.type)) replace_with(torch_.in_double(plan.step));
+    memory_.step_counts.push_back({&list, place, step});
   }
+  const auto* const begin = static_cast<const char*>(place.data);
+  memory_.step_places.add({begin, begin + size_of(place.type)});
 }
 
-// A float32 count would stand still at 2^24. From there on another tensor counts.
-NumberPlace Step::widen_step_count(const ParamPlan& plan) {
-  PyObject* const wide = memory_.keep.steal(torch_.in_double(plan.step).release().ptr());
-  memory_.new_states.push_back({plan.operands[kParam], plan.states, kStepKey, wide});
-  return find_step_count(wide);
+// An engine that the host does not wait for may skip the step, so torch writes what its new states
+// are; any other engine's first touch is its own.
+void Step::plan_new_states(const ParamPlan& plan, const DeviceUpdates& list, Update& update) {
+  NewStates& states = memory_.new_states[plan.new_states];
+  if (!list.engine->is_asynchronous()) {
+    update.unwritten = states.unwritten;
+    update.initial = states.initial;
+    return;
+  }
+  for (unsigned s = 0; states.unwritten != 0; ++s) {
+    if (states.unwritten >> s & 1) {
+      torch_.fill(plan.operands[kFirstState + s], states.initial[s]);
+      is_stale_ = true;
+    }
+    states.unwritten = static_cast<uint8_t>(states.unwritten & ~(1u << s));
+  }
 }
 
 // What an earlier step has left for this engine and device, or a new one.
@@ -291,22 +222,23 @@ DeviceUpdates& Step::list_for(PyObject* param, const Device& device) {
   list.engine = &engine;
   list.execution = {.device = device, .stream = torch_.current_stream(device)};
   list.updates.clear(rule_.info.index);
+  list.params.clear();
   list.is_active = true;
+  list.is_done = false;
   list.execution.is_captured = engine.is_capturing(list.execution);
   list.example = param;
   return list;
 }
 
 void Step::check_capture(const ParamPlan& plan) const {
-  if (rule_.info.counts_steps && !memory_.groups[static_cast<size_t>(group_index_)].capturable) {
-    const py::handle create_state(create_state_);
+  if (rule_.info.counts_steps && !memory_.groups[static_cast<size_t>(plan.group_index)].capturable) {
+    const py::handle create_state(state_.creator());
     throw Refusal(Refusal::kRuntime,
                   "Attempting CUDA graph capture of step() for an instance of " +
-                      py::str(py::type::of(create_state.attr("__self__")).attr("__name__"))
-                          .cast<std::string>() +
+                      to_string(create_state.attr("__self__").attr("__class__").attr("__name__").ptr()) +
                       " but param_groups' capturable is False.");
   }
-  if (plan.fresh) {
+  if (plan.is_fresh) {
     throw Refusal(Refusal::kRuntime,
                   "its state does not exist yet, and a graph that creates it would do so at every "
                   "replay; call step() once before capturing");
@@ -314,105 +246,67 @@ void Step::check_capture(const ParamPlan& plan) const {
 }
 
 void Step::finish_list(DeviceUpdates& list) {
-  check_overlap(list);
-  list.updates.set_amp(amp_.on_device(list.execution.device, list.example, memory_.keep));
-  if (!list.engine->is_asynchronous()) {
-    list.execution.max_threads = torch_.num_threads();
-    host_must_know_ = true;
-  }
-  list.engine->prepare(list.updates, list.execution, list.memory);
+  const auto [scaling, is_moved] = amp_.on_device(list.execution.device, list.example, memory_.keep);
+  list.updates.set_amp(scaling);
+  is_stale_ = is_stale_ || is_moved;
+  if (list.engine->is_asynchronous()) return;
+  list.execution.max_threads = torch_.num_threads();
+  host_must_know_ = true;
 }
 
-void Step::check_overlap(DeviceUpdates& list) {
-  list.execution.in_order = list.updates.may_overlap();
-  if (!list.execution.in_order) return;
+bool Step::wants_skip() {
+  if (!amp_.may_skip()) return false;
+  const auto [is_found, has_waited] = amp_.found_inf_on_host();
+  is_stale_ = is_stale_ || has_waited;
+  return is_found;
+}
+
+void Step::arrange(DeviceUpdates& list) {
+  const auto plan_of = [&](uint32_t source) -> const ParamPlan& {
+    return memory_.params[list.params[source]];
+  };
+  const std::optional<Conflict> conflict = list.updates.arrange();
   std::unordered_map<PyObject*, const ParamPlan*> seen;
-  for (const ParamPlan& plan : memory_.params) {
-    const auto [earlier, is_new] = seen.emplace(plan.operands[kParam], &plan);
-    if (is_new) continue;
-    group_index_ = plan.group_index;
-    param_index_ = plan.param_index;
-    throw Refusal(Refusal::kValue, "is also parameter " +
-                                       std::to_string(earlier->second->param_index) + " of group " +
-                                       std::to_string(earlier->second->group_index));
+  for (uint32_t source : list.updates.sharing()) {
+    const ParamPlan& plan = plan_of(source);
+    const auto [earlier, is_new] = seen.emplace(plan.param, &plan);
+    if (!is_new) refuse_repetition(plan, *earlier->second);
   }
-}
-
-// The plain tensor that holds an operand's memory; nearly always the operand itself.
-PyObject* Step::memory_of(const ParamPlan& plan, int operand, PyObject* param_memory) {
-  PyObject* const param = plan.operands[kParam];
-  PyObject* memory = plan.operands[operand];
-  const bool param_is_plain = operand == kParam || param_memory == param;
-  if (!param_is_plain || !torch_.is_plain(memory)) {
-    memory =
-        torch_.unwrap(memory, operand == kParam ? Py_None : param, operand == kGrad, memory_.keep);
+  if (!conflict) return;
+  const ParamPlan& plan = plan_of(conflict->source);
+  const ParamPlan& other = plan_of(conflict->other_source);
+  locate(plan);
+  const std::string name = rule_.info.operand_names[conflict->operand];
+  if (conflict->source != conflict->other_source) {
+    throw Refusal(Refusal::kRuntime, name + " shares memory with that of " + name_of(other) +
+                                         ", so it cannot be unscaled in place");
   }
-  // Gradients that are so have been resolved, which makes a copy.
-  if (operand != kGrad && torch_.is_negated_view(memory)) {
-    throw Refusal(Refusal::kValue, std::string(rule_.info.operand_names[operand]) +
-                                       " is a negated view of its memory");
-  }
-  return memory;
+  throw Refusal(Refusal::kRuntime, name + " shares memory with " +
+                                       rule_.info.operand_names[conflict->other_operand] +
+                                       "; clone it first");
 }
 
-PyObject* Step::resolve_negation(PyObject* grad) {
-  if (!torch_.is_negated_view(grad)) return grad;
-  if (amp_.scales()) {
-    throw Refusal(
-        Refusal::kRuntime,
-        "the gradient is a negated view of its memory, so it cannot be unscaled in place");
-  }
-  return memory_.keep.steal(
-      take(PyObject_CallMethod(grad, "resolve_neg", nullptr)).release().ptr());
+void Step::refuse_repetition(const ParamPlan& plan, const ParamPlan& earlier) {
+  locate(plan);
+  throw Refusal(Refusal::kValue, "is also " + name_of(earlier));
 }
 
-PyObject* Step::next_states_if_of(PyObject* param) {
-  Py_ssize_t position = next_state_;
-  PyObject *key, *value;
-  if (!PyDict_Next(state_, &position, &key, &value) || key != param) return nullptr;
-  next_state_ = position;
-  return value;
+void Step::check_step_places() {
+  const auto overlap = memory_.step_places.find_overlap();
+  if (!overlap) return;
+  // Every parameter of a rule that counts steps has one.
+  const ParamPlan& plan = memory_.params[overlap->second];
+  const ParamPlan& other = memory_.params[overlap->first];
+  if (plan.param == other.param) refuse_repetition(plan, other);
+  locate(plan);
+  throw Refusal(Refusal::kValue, "state 'step' shares memory with that of " +
+                                     name_of(other) +
+                                     ": each parameter needs a count of its own; clone it first");
 }
 
-PyObject* Step::states_of(PyObject* param) {
-  // The dictionary is nearly always in the order of the parameters, and walking it is cheaper than
-  // a lookup, which calls Tensor.__hash__ in Python.
-  PyObject* states = next_states_if_of(param);
-  if (states == nullptr) states = find_item(state_, param);
-  if (states == nullptr) return nullptr;
-  if (!PyDict_Check(states)) throw Refusal(Refusal::kType, "its state must be a dict");
-  return memory_.keep.share(states);
-}
-
-PyObject* Step::state_tensor(PyObject* param, PyObject* states, PyObject* name, bool optional) {
-  const bool is_new = states == nullptr || PyDict_GET_SIZE(states) == 0;
-  PyObject* const tensor = is_new ? nullptr : find_item(states, name);
-  if (tensor == nullptr || tensor == Py_None) {
-    if (is_new || optional) return new_state(param, states, name);
-    throw Refusal(Refusal::kKey, "its state has no '" + to_string(name) +
-                                     "'; does the checkpoint come from another optimizer?");
-  }
-  if (!torch_.is_tensor(tensor)) {
-    throw Refusal(Refusal::kType, "state '" + to_string(name) + "' must be a tensor");
-  }
-  return memory_.keep.share(tensor);
-}
-
-PyObject* Step::new_state(PyObject* param, PyObject* states, PyObject* name) {
-  PyObject* const tensor = memory_.keep.steal(
-      take(PyObject_CallFunctionObjArgs(create_state_, name, param, current_group().group, nullptr))
-          .release()
-          .ptr());
-  memory_.new_states.push_back({param, states, name, tensor});
-  return tensor;
-}
-
-NumberPlace Step::find_step_count(PyObject* tensor) {
-  if (!torch_.is_plain(tensor)) tensor = torch_.unwrap(tensor, Py_None, false, memory_.keep);
+NumberPlace Step::find_step_count(PyObject* tensor) const {
+  torch_.refuse_negated_view(tensor, "state 'step'");
   const DLTensor described = torch_.describe(tensor, "state 'step'");
-  if (torch_.is_negated_view(tensor)) {
-    throw Refusal(Refusal::kValue, "state 'step' is a negated view of its memory");
-  }
   int64_t numel = 1;
   for (int d = 0; d < described.ndim; ++d) numel *= described.shape[d];
   if (numel != 1) throw Refusal(Refusal::kRuntime, "state 'step' must be one number");
@@ -445,8 +339,7 @@ uint32_t Step::options_for(GroupPlan& group, DeviceUpdates& list) {
   for (size_t i = 0; i < group.option_count; ++i) {
     const GroupOption& option = memory_.options[group.first_option + i];
     values.push_back(option.value);
-    // What another device holds, the host has read.
-    if (option.device != list.execution.device) values.back().source = nullptr;
+    if (option.tensor != nullptr) values.back().source = torch_.address_of(option.tensor);
   }
   group.latest_options = {&list, 0, list.updates.add(std::span<const OptionValue>(values))};
   return group.latest_options.position;
@@ -454,47 +347,62 @@ uint32_t Step::options_for(GroupPlan& group, DeviceUpdates& list) {
 
 void Step::run() {
   if (is_skipped_) return;
+  const std::exception_ptr failure = run_lists();
+  for_publishing_.release();
   Interruption interruption;
-  for (const NewState& state : memory_.new_states) {
-    interruption.hold_off([&] { publish(state); });
-  }
-  {
-    const ReleasedGil release;
+  count_steps();
+  publish_states(interruption);
+  count_versions(interruption);
+  if (failure) std::rethrow_exception(failure);
+  interruption.raise();
+}
+
+std::exception_ptr Step::run_lists() {
+  const ReleasedGil release;
+  try {
     // A launch may fail. The CPU cannot, so it comes last.
     run_lists(true);
     run_lists(false);
+  } catch (...) {
+    return std::current_exception();
   }
-  count_steps();
-  py::list left;
-  for (const ParamPlan& plan : memory_.params) {
-    PyObject* const param = plan.operands[kParam];
-    if (!torch_.functions().increment_version(param)) left.append(py::handle(param));
-  }
-  if (!left.empty()) interruption.hold_off([&] { torch_.increment_versions(left); });
-  interruption.raise();
+  return nullptr;
 }
 
 void Step::run_lists(bool asynchronous) {
   for (const auto& list : memory_.lists) {
     if (!list->is_active || list->engine->is_asynchronous() != asynchronous) continue;
     list->engine->run(list->updates, list->execution, list->memory.get());
+    list->is_done = true;
   }
-}
-
-// Looking up a parameter runs Python code, Tensor.__hash__.
-void Step::publish(const NewState& state) {
-  PyObject* states = state.states != nullptr ? state.states : find_item(state_, state.param);
-  if (states == nullptr) {
-    const py::object created = take(PyDict_New());
-    if (PyObject_SetItem(state_, state.param, created.ptr()) != 0) throw py::error_already_set();
-    states = created.ptr();
-  }
-  if (PyDict_SetItem(states, state.name, state.tensor) != 0) throw py::error_already_set();
 }
 
 void Step::count_steps() {
   for (const StepCount& count : memory_.step_counts) {
-    store_count(count.place.data, count.place.type, count.value);
+    if (count.list->is_done) store_count(count.place.data, count.place.type, count.value);
+  }
+}
+
+void Step::publish_states(Interruption& interruption) {
+  if (memory_.new_states.empty()) return;
+  for (const ParamPlan& plan : memory_.params) {
+    if (!plan.has_new_states() || !plan.list->is_done) continue;
+    interruption.hold_off([&] { state_.publish(plan); });
+  }
+}
+
+void Step::count_versions(Interruption& interruption) {
+  const auto& touched = memory_.touched;
+  const auto count = [&](size_t first, size_t last) {
+    const std::span tensors(touched.data() + first, last - first);
+    interruption.hold_off([&] { torch_.increment_versions(tensors); });
+  };
+  const auto& params = memory_.params;
+  const auto is_done = [](const ParamPlan& plan) { return plan.list->is_done; };
+  if (std::all_of(params.begin(), params.end(), is_done)) return count(0, touched.size());
+  for (size_t p = 0; p < params.size(); ++p) {
+    const size_t end = p + 1 < params.size() ? params[p + 1].touched : touched.size();
+    if (is_done(params[p])) count(params[p].touched, end);
   }
 }
 

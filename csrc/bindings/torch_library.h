@@ -28,6 +28,7 @@ class TorchLibrary {
   // its own.
   bool describe(PyObject* tensor, DLTensor& result) const;
   std::optional<bool> is_negated_view(PyObject* tensor) const;
+  bool tells_negation() const { return is_neg_ != nullptr; }
   bool increment_version(PyObject* tensor) const;
 
   // Hints that these will be read soon. Only `prefetch_storage` reads memory itself: that which

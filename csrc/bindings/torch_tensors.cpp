@@ -82,11 +82,6 @@ void TorchTensors::attach(const py::object& torch, const py::object& local_tenso
 }
 
 DLTensor TorchTensors::describe(PyObject* tensor, const char* what) const {
-  // Python code has made some of those that come here; the library would read any object as one.
-  if (!is_tensor(tensor)) {
-    throw Refusal(Refusal::kType,
-                  std::string(what) + " is not a tensor but of class " + Py_TYPE(tensor)->tp_name);
-  }
   DLTensor result;
   if (!try_describe(tensor, result)) refuse(tensor, what);
   return result;
@@ -124,6 +119,11 @@ bool TorchTensors::is_negated_view(PyObject* tensor) const {
   return take(PyObject_CallOneArg(is_neg_.ptr(), tensor)).ptr() == Py_True;
 }
 
+void TorchTensors::refuse_negated_view(PyObject* tensor, const char* what) const {
+  if (!library_.is_negated_view(tensor).value_or(false)) return;
+  throw Refusal(Refusal::kValue, std::string(what) + " is a negated view of its memory");
+}
+
 std::optional<NumberPlace> TorchTensors::find_number(PyObject* tensor) const {
   DLTensor described;
   if (!is_plain(tensor) || is_negated_view(tensor)) return std::nullopt;
@@ -135,12 +135,22 @@ std::optional<NumberPlace> TorchTensors::find_number(PyObject* tensor) const {
   return to_number_place(described);
 }
 
+const void* TorchTensors::address_of(PyObject* tensor) const {
+  const DLTensor described = describe(tensor, "a number in a tensor");
+  require_memory(described, "a number in a tensor");
+  return static_cast<const char*>(described.data) + described.byte_offset;
+}
+
 py::object TorchTensors::in_double(PyObject* tensor) const {
   return take(PyObject_CallMethod(tensor, "double", nullptr));
 }
 
 py::object TorchTensors::to_device(PyObject* tensor, PyObject* like) const {
   return py::handle(tensor).attr("to")(py::handle(like).attr("device"));
+}
+
+void TorchTensors::fill(PyObject* tensor, double value) const {
+  take(PyObject_CallMethod(tensor, "fill_", "d", value));
 }
 
 void* TorchTensors::current_stream(const Device& device) const {
@@ -156,8 +166,13 @@ int TorchTensors::num_threads() const {
   return take(PyObject_CallNoArgs(get_num_threads_.ptr())).cast<int>();
 }
 
-void TorchTensors::increment_versions(const py::list& tensors) const {
-  take(PyObject_CallOneArg(increment_version_.ptr(), tensors.ptr()));
+void TorchTensors::increment_versions(std::span<PyObject* const> tensors) const {
+  py::list left;
+  for (PyObject* tensor : tensors) {
+    if (!library_.increment_version(tensor)) left.append(py::handle(tensor));
+  }
+  if (left.empty()) return;
+  take(PyObject_CallOneArg(increment_version_.ptr(), left.ptr()));
 }
 
 void TorchTensors::refuse(PyObject* tensor, const char* what) const {

@@ -5,6 +5,7 @@
 #include <dlpack/dlpack.h>
 
 #include <optional>
+#include <span>
 #include <string>
 
 #include "bindings/python.h"
@@ -37,8 +38,10 @@ class TorchTensors {
   DLTensor describe(PyObject* tensor, const char* what) const;
 
   bool is_tensor(PyObject* object) const;
-  // Whether its values are those in memory with the sign flipped.
+  // Whether its values are those in memory with the sign flipped. May run Python code.
   bool is_negated_view(PyObject* tensor) const;
+  // Throws Refusal if the library says so; where it cannot tell, is_negated_view() has.
+  void refuse_negated_view(PyObject* tensor, const char* what) const;
 
   const TorchLibrary& functions() const { return library_; }
 
@@ -46,13 +49,19 @@ class TorchTensors {
   // those of NumberType, or a negated view.
   std::optional<NumberPlace> find_number(PyObject* tensor) const;
 
+  // The address of the one element of a plain tensor that find_number() has found.
+  const void* address_of(PyObject* tensor) const;
+
   // Copies: one in float64, one on another device.
   py::object in_double(PyObject* tensor) const;
   py::object to_device(PyObject* tensor, PyObject* like) const;
 
+  void fill(PyObject* tensor, double value) const;
+
   int num_threads() const;
   void* current_stream(const Device& device) const;
-  void increment_versions(const py::list& tensors) const;
+  // Tells autograd that these have been changed. Those made in inference mode have no version.
+  void increment_versions(std::span<PyObject* const> tensors) const;
 
  private:
   bool try_describe(PyObject* tensor, DLTensor& result) const;

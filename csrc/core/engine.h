@@ -13,7 +13,6 @@ struct Execution {
   void* stream = nullptr;    // of a GPU: the caller's current one
   bool is_captured = false;  // into a graph
   int max_threads = 1;       // of a CPU
-  bool in_order = false;     // parameters share memory: one update after the other
 };
 
 // What an engine keeps from step to step.
@@ -33,10 +32,12 @@ class Engine {
   // Whether the work is being recorded, to be repeated later.
   virtual bool is_capturing(const Execution&) const { return false; }
 
-  // Reserves everything that run() needs, and writes nothing. `memory` is null in the first step.
+  // Reserves everything that run() needs, and writes nothing. `memory` is null in the first step;
+  // what it is then made is passed to every run(), also of later steps.
   virtual void prepare(const UpdateList&, const Execution&, std::unique_ptr<EngineMemory>&) {}
 
-  // Carries out every update of the list. The list has been validated and prepared: this writes.
+  // Carries out every update of the list, round by round. The list has been validated, arranged
+  // and prepared: this writes. An engine that is not asynchronous does not fail here.
   virtual void run(const UpdateList& list, const Execution& execution, EngineMemory* memory) = 0;
 };
 

@@ -32,7 +32,8 @@ struct TensorView {
 
 // Parameter, gradient, then the states.
 constexpr int kParam = 0, kGrad = 1, kFirstState = 2;
-constexpr int kMaxOperands = kFirstState + static_cast<int>(AllRules::kMaxStates);
+constexpr int kMaxStates = static_cast<int>(AllRules::kMaxStates);
+constexpr int kMaxOperands = kFirstState + kMaxStates;
 
 using Operands = std::array<const TensorView*, kMaxOperands>;  // null: not part of this update
 using OperandNames = std::array<const char*, kMaxOperands>;    // for errors
@@ -44,6 +45,9 @@ void validate(const Operands& operands, const OperandNames& names);
 // Whether two of its elements may share memory. Exact for tensors made by slicing, transposing and
 // expanding; an exotic as_strided view may be taken for one that overlaps, never the reverse.
 bool may_overlap_itself(const TensorView& tensor);
+
+// A walk has at most this many dimensions: each has two elements or more.
+constexpr size_t kMaxWalkDims = 62;
 
 // One dimension of a walk over all operands at once. A contiguous run has stride 1.
 struct StridedDim {

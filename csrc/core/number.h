@@ -1,6 +1,7 @@
 // A single number that lies in memory: a step count, or an option given as a tensor.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "rules/math.h"
@@ -8,6 +9,10 @@
 namespace fusedopt {
 
 enum class NumberType : uint8_t { kFloat32, kFloat64, kInt32, kInt64 };
+
+constexpr size_t size_of(NumberType type) {
+  return type == NumberType::kFloat32 || type == NumberType::kInt32 ? 4 : 8;
+}
 
 FUSEDOPT_FN double load_number(const void* data, NumberType type) {
   switch (type) {

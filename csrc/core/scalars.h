@@ -52,7 +52,7 @@ class ReplayedOptions {
   FUSEDOPT_FN double number(const char*) { return next(); }
   FUSEDOPT_FN double non_negative(const char*) { return next(); }
   FUSEDOPT_FN double rate(const char*) { return next(); }
-  FUSEDOPT_FN double below_one(const char*, int) { return next(); }
+  FUSEDOPT_FN double below_one(const char*, int, int) { return next(); }
   FUSEDOPT_FN bool flag(const char*) { return next() != 0; }
 
  private:

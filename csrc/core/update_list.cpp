@@ -1,7 +1,6 @@
 #include "core/update_list.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 namespace fusedopt {
@@ -10,8 +9,8 @@ void UpdateList::add(Update update, const Operands& operands) {
   const DType compute = compute_dtype(operands[kParam]->dtype);
   update.in_double = compute == DType::kFloat64;
   update.numel = operands[kParam]->numel;
-  update.first = numel_;
-  update.direct = true;
+  update.source = static_cast<uint32_t>(updates_.size());
+  update.direct = update.unwritten == 0;
   for (int k = 0; k < kMaxOperands; ++k) {
     if (operands[k] == nullptr) continue;
     update.data[k] = operands[k]->data;
@@ -24,56 +23,149 @@ void UpdateList::add(Update update, const Operands& operands) {
     append_strided_dims(operands, dims_);
     update.dim_count = static_cast<uint32_t>(dims_.size()) - update.first_dim;
   }
-  numel_ += update.numel;
+  for (int k = 0; k < kMaxOperands; ++k) {
+    if (operands[k] != nullptr) (k == kGrad ? grads_ : written_).add(range_of(update, k));
+  }
   updates_.push_back(update);
 }
 
-namespace {
-
-struct AddressRange {
-  const char* begin;
-  const char* end;
-};
-
-AddressRange param_range(const Update& update, std::span<const StridedDim> dims) {
+MemoryRange UpdateList::range_of(const Update& update, int operand) const {
+  const char* const begin = static_cast<const char*>(update.data[operand]);
+  if (update.numel == 0) return {begin, begin};
   int64_t last = update.numel - 1;
-  if (!dims.empty()) {
+  if (update.dim_count > 0) {
     last = 0;
-    for (const StridedDim& dim : dims) last += (dim.size - 1) * dim.strides[kParam];
+    for (const StridedDim& dim : dims(update)) last += (dim.size - 1) * dim.strides[operand];
   }
-  const auto size = static_cast<int64_t>(size_of(update.dtypes[kParam]));
-  const char* const begin = static_cast<const char*>(update.data[kParam]);
-  return {begin, begin + (last + 1) * size};
+  return {begin, begin + (last + 1) * static_cast<int64_t>(size_of(update.dtypes[operand]))};
 }
 
-}  // namespace
-
-bool UpdateList::may_overlap() {
-  const auto range = [&](uint32_t u) { return param_range(updates_[u], dims(updates_[u])); };
-  const auto in_order = [&] {
-    return std::adjacent_find(by_address_.begin(), by_address_.end(), [&](uint32_t a, uint32_t b) {
-             return range(a).end > range(b).begin;
-           }) == by_address_.end();
-  };
-  if (by_address_.size() != updates_.size()) {
-    by_address_.resize(updates_.size());
-    std::iota(by_address_.begin(), by_address_.end(), 0u);
+std::optional<Conflict> UpdateList::arrange() {
+  rounds_.clear();
+  sharing_.clear();
+  if (!shares_memory()) {
+    begin_round(0, updates_.size());
+    return std::nullopt;
   }
-  if (in_order()) return false;
-  std::sort(by_address_.begin(), by_address_.end(), [&](uint32_t a, uint32_t b) {
-    return std::pair(range(a).begin, range(a).end) < std::pair(range(b).begin, range(b).end);
+  // A cluster: touches one after the other, each of which begins before some earlier one ends.
+  std::optional<Conflict> conflict;
+  std::vector<bool> is_sharing(updates_.size());
+  const std::vector<Touch> touches = touches_by_address();
+  for (size_t first = 0, last; first < touches.size(); first = last) {
+    const char* end = touches[first].range.end;
+    for (last = first + 1; last < touches.size() && touches[last].range.begin < end; ++last) {
+      end = std::max(end, touches[last].range.end);
+    }
+    const Touches cluster(&touches[first], last - first);
+    if (cluster.size() == 1) continue;
+    if (!conflict) conflict = find_conflict(cluster);
+    for (const Touch& touch : cluster) is_sharing[touch.update] = true;
+  }
+  for (uint32_t u = 0; u < updates_.size(); ++u) {
+    if (is_sharing[u]) sharing_.push_back(u);
+  }
+  if (!conflict) assign_rounds();
+  return conflict;
+}
+
+bool UpdateList::shares_memory() {
+  if (written_.find_overlap()) return true;
+  grad_hints_.resize(grads_.size());
+  for (uint32_t g = 0; g < grads_.size(); ++g) {
+    if (written_.intersects(grads_[g], grad_hints_[g])) return true;
+  }
+  return is_written(kGrad) && grads_.find_overlap();
+}
+
+std::vector<UpdateList::Touch> UpdateList::touches_by_address() const {
+  std::vector<Touch> touches;
+  for (uint32_t u = 0; u < updates_.size(); ++u) {
+    for (int k = 0; k < kMaxOperands; ++k) {
+      if (updates_[u].data[k] == nullptr || updates_[u].numel == 0) continue;
+      touches.push_back({range_of(updates_[u], k), u, k});
+    }
+  }
+  std::sort(touches.begin(), touches.end(), [](const Touch& a, const Touch& b) {
+    return a.range.begin < b.range.begin;
   });
-  return !in_order();
+  return touches;
 }
 
-Cut UpdateList::cut(int64_t part, int64_t parts) const {
-  if (part >= parts) return {updates_.size(), 0};
+std::optional<Conflict> UpdateList::find_conflict(Touches cluster) const {
+  for (size_t i = 0; i < cluster.size(); ++i) {
+    const Touch& a = cluster[i];
+    for (size_t j = i + 1; j < cluster.size() && cluster[j].range.begin < a.range.end; ++j) {
+      const Touch& b = cluster[j];
+      if (!conflicts(a, b)) continue;
+      const auto [first, second] = std::minmax(
+          a, b, [](const Touch& x, const Touch& y) {
+            return std::pair(x.update, x.operand) < std::pair(y.update, y.operand);
+          });
+      return Conflict{second.update, first.update, second.operand, first.operand};
+    }
+  }
+  return std::nullopt;
+}
+
+// Strided operands may lie between each other's elements; only where both have no gaps, or begin at
+// the same element, do they share one for certain. Of two updates only gradients matter, which a
+// scale would divide twice; everything else a loop over the updates would do, too.
+bool UpdateList::conflicts(const Touch& a, const Touch& b) const {
+  const bool is_one_update = a.update == b.update;
+  const bool are_grads = a.operand == kGrad && b.operand == kGrad;
+  if (!is_one_update && !(are_grads && is_written(kGrad))) return false;
+  const auto is_dense = [&](const Touch& touch) {
+    const Update& update = updates_[touch.update];
+    const auto size = static_cast<int64_t>(size_of(update.dtypes[touch.operand]));
+    return touch.range.end - touch.range.begin == update.numel * size;
+  };
+  return a.range.begin == b.range.begin || (is_dense(a) && is_dense(b));
+}
+
+void UpdateList::assign_rounds() {
+  RoundPlan plan;
+  std::vector<uint32_t> round_of(updates_.size());
+  for (uint32_t u : sharing_) {
+    RoundPlan::Access accesses[kMaxOperands];
+    size_t count = 0;
+    for (int k = 0; k < kMaxOperands; ++k) {
+      if (updates_[u].data[k] == nullptr || updates_[u].numel == 0) continue;
+      accesses[count++] = {range_of(updates_[u], k), is_written(k)};
+    }
+    round_of[u] = plan.earliest(accesses, count);
+    plan.record(accesses, count, round_of[u]);
+  }
+  const auto round = [&](const Update& update) { return round_of[update.source]; };
+  std::stable_sort(updates_.begin(), updates_.end(), [&](const Update& a, const Update& b) {
+    return round(a) < round(b);
+  });
+  for (size_t first = 0, last; first < updates_.size(); first = last) {
+    for (last = first + 1; last < updates_.size(); ++last) {
+      if (round(updates_[last]) != round(updates_[first])) break;
+    }
+    begin_round(first, last - first);
+  }
+}
+
+void UpdateList::begin_round(size_t first, size_t count) {
+  Round round{first, count, 0};
+  for (Update& update : std::span(updates_).subspan(first, count)) {
+    update.first = round.numel;
+    round.numel += update.numel;
+  }
+  rounds_.push_back(round);
+}
+
+Cut UpdateList::cut(const Round& round, int64_t part, int64_t parts) const {
+  const auto begin = updates_.begin() + static_cast<std::ptrdiff_t>(round.first);
+  const auto end = begin + static_cast<std::ptrdiff_t>(round.count);
+  if (part >= parts) return {round.first + round.count, 0};
   // Not numel * part / parts, which could overflow.
-  const int64_t position = numel_ / parts * part + numel_ % parts * part / parts;
-  const auto after =
-      std::upper_bound(updates_.begin(), updates_.end(), position,
-                       [](int64_t value, const Update& update) { return value < update.first; });
-  if (after == updates_.begin()) return {};
+  const int64_t position = round.numel / parts * part + round.numel % parts * part / parts;
+  const auto after = std::upper_bound(begin, end, position, [](int64_t value, const Update& u) {
+    return value < u.first;
+  });
+  if (after == begin) return {round.first, 0};
   const auto update = after - 1;
   const int64_t element = (position - update->first) / kCutAlignment * kCutAlignment;
   return {static_cast<size_t>(update - updates_.begin()), std::min(element, update->numel)};

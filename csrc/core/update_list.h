@@ -5,11 +5,13 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <vector>
 
 #include "core/layout.h"
+#include "core/memory_range.h"
 #include "core/scalars.h"
 
 namespace fusedopt {
@@ -21,14 +23,17 @@ struct Update {
   bool in_double = false;  // the type of the arithmetic
   bool direct = true;      // one run of that type in every operand: no staging
   bool derives = false;    // the engine derives the scalars, and counts the step
+  uint8_t unwritten = 0;   // states whose memory holds nothing yet. Bit s: state s
   uint16_t variant = 0;    // options resolved outside the element loop
   uint32_t scalars = 0;    // position of the scalars or, where it derives them, of the options
   uint32_t first_dim = 0;  // position in UpdateList::dims
   uint32_t dim_count = 0;  // 0: one run
   int64_t numel = 0;
-  int64_t first = 0;     // position of its first element in the list of all elements
+  int64_t first = 0;     // position of its first element among those of its round
+  uint32_t source = 0;   // position in the order in which the updates were added
   void* step = nullptr;  // where it derives: the count in the device's memory, if the rule has one
   NumberType step_type = NumberType::kFloat32;
+  std::array<double, kMaxStates> initial{};  // what the elements of unwritten states are
 };
 
 // What a gradient scaler asks for, as numbers in the device's memory.
@@ -37,10 +42,22 @@ struct AmpScaling {
   const float* found_inf = nullptr;   // not 0: nothing may be changed; or null
 };
 
-// A place in the list of all elements.
+// Updates of which none touches memory that another one writes.
+struct Round {
+  size_t first = 0, count = 0;  // updates
+  int64_t numel = 0;            // elements of all of them
+};
+
+// A place in the list of all elements of a round.
 struct Cut {
   size_t update = 0;
   int64_t element = 0;
+};
+
+// Two operands, of one update or of two, that share memory although no order of updates is right.
+struct Conflict {
+  uint32_t source, other_source;  // as Update has it; the same if it is one update
+  int operand, other_operand;
 };
 
 class UpdateList {
@@ -50,8 +67,10 @@ class UpdateList {
     updates_.clear();
     scalars_.clear();
     dims_.clear();
+    rounds_.clear();
+    written_.clear();
+    grads_.clear();
     amp_ = {};
-    numel_ = 0;
   }
 
   // Keeps a copy of scalars or options, to be named by any number of updates.
@@ -73,17 +92,25 @@ class UpdateList {
 
   void set_amp(const AmpScaling& amp) { amp_ = amp; }
 
-  // Whether parameters of different updates may share memory. Keeps the order of addresses that it
-  // finds, which rarely changes from step to step, so that it need not sort again.
-  bool may_overlap();
+  // When all have been added: puts them into rounds. Nearly always that is one. Updates that share
+  // memory with others (a parameter that is a view of another, a gradient that is a view of a
+  // parameter) give what they would give one after the other, in the order of the list.
+  std::optional<Conflict> arrange();
 
-  // Where part `part` of `parts` equal parts begins. A cut inside a tensor falls on a multiple of
-  // kCutAlignment elements of it, so that two threads never write to one cache line of a tensor.
-  Cut cut(int64_t part, int64_t parts) const;
+  std::span<const Round> rounds() const { return rounds_; }
+  // The sources of those updates that share memory with another one, or may: gaps count.
+  std::span<const uint32_t> sharing() const { return sharing_; }
+
+  // Where part `part` of `parts` equal parts of a round begins. A cut inside a tensor falls on a
+  // multiple of kCutAlignment elements of it, so that two threads never write to one cache line of
+  // a tensor.
+  Cut cut(const Round& round, int64_t part, int64_t parts) const;
 
   unsigned rule() const { return rule_; }
-  int64_t numel() const { return numel_; }
   const std::vector<Update>& updates() const { return updates_; }
+  std::span<const Update> updates_of(const Round& round) const {
+    return std::span(updates_).subspan(round.first, round.count);
+  }
   const AmpScaling& amp() const { return amp_; }
   const void* scalars(const Update& update) const { return &scalars_[update.scalars]; }
   std::span<const double> all_scalars() const { return scalars_; }
@@ -95,13 +122,31 @@ class UpdateList {
   static constexpr int64_t kCutAlignment = 64;
 
  private:
+  struct Touch {
+    MemoryRange range;
+    uint32_t update;
+    int operand;
+  };
+  using Touches = std::span<const Touch>;
+
+  MemoryRange range_of(const Update& update, int operand) const;
+  bool is_written(int operand) const { return operand != kGrad || amp_.grad_scale != nullptr; }
+  bool shares_memory();
+  std::vector<Touch> touches_by_address() const;
+  std::optional<Conflict> find_conflict(Touches cluster) const;
+  bool conflicts(const Touch& a, const Touch& b) const;
+  void assign_rounds();
+  void begin_round(size_t first, size_t count);
+
   unsigned rule_ = 0;
   AmpScaling amp_;
-  int64_t numel_ = 0;
   std::vector<Update> updates_;
   std::vector<double> scalars_;  // double for its alignment
   std::vector<StridedDim> dims_;
-  std::vector<uint32_t> by_address_;  // positions of updates
+  std::vector<Round> rounds_;
+  std::vector<uint32_t> sharing_;
+  RangeSet written_, grads_;
+  std::vector<uint32_t> grad_hints_;
 };
 
 }  // namespace fusedopt

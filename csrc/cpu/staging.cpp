@@ -4,19 +4,17 @@
 #include <cstddef>
 #include <cstring>
 
+#include "core/element.h"
+
 namespace fusedopt::cpu {
 namespace {
 
-// Elements a block. The buffers of one block stay in the first-level cache.
-constexpr int64_t kBlock = 512;
-
-using Buffer = std::array<std::byte, kBlock * sizeof(double)>;
 using Offsets = std::array<int64_t, kMaxOperands>;
 
 // Walks the elements of all operands in step, as runs along the innermost dimension.
 class StridedWalk {
  public:
-  StridedWalk(std::span<const StridedDim> dims, int64_t begin) : dims_(dims), index_(dims.size()) {
+  StridedWalk(std::span<const StridedDim> dims, int64_t begin) : dims_(dims) {
     for (size_t d = dims.size(); d-- > 0;) {
       index_[d] = begin % dims[d].size;
       begin /= dims[d].size;
@@ -29,7 +27,7 @@ class StridedWalk {
   void next(int64_t n, Visit visit) {
     const StridedDim& inner = dims_.back();
     for (int64_t done = 0; done < n;) {
-      const int64_t run = std::min(n - done, inner.size - index_.back());
+      const int64_t run = std::min(n - done, inner.size - index_[dims_.size() - 1]);
       visit(offsets_, done, run);
       done += run;
       advance(run);
@@ -56,7 +54,7 @@ class StridedWalk {
   }
 
   std::span<const StridedDim> dims_;
-  std::vector<int64_t> index_;
+  std::array<int64_t, kMaxWalkDims> index_;
   Offsets offsets_{};
 };
 
@@ -88,18 +86,39 @@ void narrow(const KernelTable& isa, DType dtype, const void* from, void* to, int
   convert(static_cast<const float*>(from), static_cast<uint16_t*>(to), n);
 }
 
+template <class Element>
+void fill(void* to, Element value, int64_t n) {
+  std::fill_n(static_cast<Element*>(to), n, value);
+}
+
+void fill(DType dtype, void* to, double value, int64_t n) {
+  const auto single = static_cast<float>(value);
+  switch (dtype) {
+    case DType::kFloat32: return fill(to, single, n);
+    case DType::kFloat64: return fill(to, value, n);
+    case DType::kBFloat16: return fill(to, fusedopt::narrow<BFloat16>(single), n);
+    case DType::kFloat16: return fill(to, fusedopt::narrow<Float16>(single), n);
+  }
+}
+
 // One block: where the elements of each operand are as stored, and where the kernel finds them.
 struct Block {
   const KernelTable& isa;
   const Update& update;
+  BlockBuffers& buffers;
   const float* grad_scale;  // null: the gradients are not scaled
-  std::array<Buffer, kMaxOperands> gathered;
-  std::array<Buffer, kMaxOperands> widened;
   std::array<void*, kMaxOperands> stored{};
   std::array<void*, kMaxOperands> computed{};
 
-  Block(const KernelTable& isa, const UpdateList& list, const Update& update)
-      : isa(isa), update(update), grad_scale(list.amp().grad_scale) {}
+  Block(const KernelTable& isa, const UpdateList& list, const Update& update,
+        BlockBuffers& buffers)
+      : isa(isa), update(update), buffers(buffers), grad_scale(list.amp().grad_scale) {}
+
+  // Whether its memory holds something that may be read.
+  bool is_there(int operand) const {
+    const bool is_unwritten = operand >= kFirstState && is_unwritten_state(operand - kFirstState);
+    return update.data[operand] != nullptr && !is_unwritten;
+  }
 
   bool writes(int operand) const {
     return update.data[operand] != nullptr && (operand != kGrad || grad_scale != nullptr);
@@ -109,9 +128,10 @@ struct Block {
     const DType compute = update.in_double ? DType::kFloat64 : DType::kFloat32;
     for (int k = 0; k < kMaxOperands; ++k) {
       if (update.data[k] == nullptr) continue;
+      if (!is_there(k)) fill(update.dtypes[k], stored[k], update.initial[k - kFirstState], n);
       computed[k] = stored[k];
       if (update.dtypes[k] == compute) continue;
-      computed[k] = widened[k].data();
+      computed[k] = buffers.widened[k];
       widen(isa, update.dtypes[k], stored[k], computed[k], n);
     }
     if (grad_scale != nullptr) isa.unscale[update.in_double](computed[kGrad], *grad_scale, n);
@@ -123,6 +143,9 @@ struct Block {
       narrow(isa, update.dtypes[k], computed[k], stored[k], n);
     }
   }
+
+ private:
+  bool is_unwritten_state(int state) const { return update.unwritten >> state & 1; }
 };
 
 std::byte* element_address(const Update& update, int operand, int64_t offset) {
@@ -149,16 +172,16 @@ void update_strided(Block& block, Kernel kernel, const void* scalars,
   StridedWalk reader(dims, begin);
   StridedWalk writer(dims, begin);
   for (int k = 0; k < kMaxOperands; ++k) {
-    if (update.data[k] != nullptr) block.stored[k] = block.gathered[k].data();
+    if (update.data[k] != nullptr) block.stored[k] = block.buffers.gathered[k];
   }
   // Copies between the operands and the block's buffers, which hold them without gaps.
   const auto copy = [&](StridedWalk& walk, int64_t n, bool to_buffer) {
     walk.next(n, [&](const Offsets& offsets, int64_t position, int64_t run) {
       for (int k = 0; k < kMaxOperands; ++k) {
-        if (update.data[k] == nullptr || !(to_buffer || block.writes(k))) continue;
+        if (!(to_buffer ? block.is_there(k) : block.writes(k))) continue;
         const size_t size = size_of(update.dtypes[k]);
         std::byte* const element = element_address(update, k, offsets[k]);
-        std::byte* const slot = block.gathered[k].data() + position * size;
+        std::byte* const slot = block.buffers.gathered[k] + position * size;
         const int64_t stride = walk.inner_stride(k);
         if (to_buffer) {
           copy_run(size, element, stride, slot, 1, run);
@@ -181,8 +204,8 @@ void update_strided(Block& block, Kernel kernel, const void* scalars,
 }  // namespace
 
 void update_staged(const KernelTable& isa, Kernel kernel, const UpdateList& list,
-                   const Update& update, int64_t begin, int64_t end) {
-  Block block(isa, list, update);
+                   const Update& update, int64_t begin, int64_t end, BlockBuffers& buffers) {
+  Block block(isa, list, update, buffers);
   const void* scalars = list.scalars(update);
   if (update.dim_count == 0) {
     update_run(block, kernel, scalars, begin, end);

@@ -67,13 +67,11 @@ class CudaEngine final : public Engine {
     if (memory == nullptr) memory = std::make_unique<Memory>();
     auto& [launches, count, table] = static_cast<Memory&>(*memory);
     const CurrentDevice current(execution.device.index);
-    const size_t updates = list.updates().size();
-    const size_t updates_a_launch = execution.in_order ? 1 : updates;
-    count = execution.in_order ? updates : 1;
+    count = list.rounds().size();
     if (launches.size() < count) launches.resize(count);
     for (size_t l = 0; l < count; ++l) {
       Launch& launch = launches[l];
-      launch.plan.build(list, l * updates_a_launch, updates_a_launch);
+      launch.plan.build(list, list.rounds()[l]);
       launch.memory = nullptr;
       if (!launch.overflows() && !launch.plan.counts_steps()) continue;
       const auto& sections = launch.plan.sections();

@@ -30,17 +30,16 @@ uint32_t chunks_of(const Entry& entry) {
 
 }  // namespace
 
-void LaunchPlan::build(const UpdateList& list, size_t first, size_t count) {
+void LaunchPlan::build(const UpdateList& list, const Round& round) {
   header_ = {};
   header_.grad_scale = list.amp().grad_scale;
   header_.found_inf = list.amp().found_inf;
-  header_.entry_count = static_cast<uint32_t>(count);
+  header_.entry_count = static_cast<uint32_t>(round.count);
   sections_.clear();
-  const size_t scalars_at = count * sizeof(Entry);
+  const size_t scalars_at = round.count * sizeof(Entry);
   const size_t dims_at = scalars_at + list.all_scalars().size_bytes();
   sections_.reserve(dims_at + list.all_dims().size_bytes());
-  for (size_t u = first; u < first + count; ++u) {
-    const Update& update = list.updates()[u];
+  for (const Update& update : list.updates_of(round)) {
     Entry entry = entry_of(update);
     entry.first_chunk = header_.chunk_count;
     entry.scalars = static_cast<uint32_t>(scalars_at + update.scalars * sizeof(double));

@@ -10,8 +10,8 @@ namespace fusedopt::cuda {
 
 class LaunchPlan {
  public:
-  // Takes `count` updates from `first` on.
-  void build(const UpdateList& list, size_t first, size_t count);
+  // Takes the updates of one round.
+  void build(const UpdateList& list, const Round& round);
 
   uint32_t blocks() const { return header_.chunk_count; }
   bool counts_steps() const { return header_.counting_blocks > 0; }

@@ -26,8 +26,8 @@ struct Adam {
   FUSEDOPT_FN static Hyper read(Options& options) {
     Hyper hyper;
     hyper.read_shared(options);
-    hyper.beta1 = options.below_one("betas", 0);
-    hyper.beta2 = options.below_one("betas", 1);
+    hyper.beta1 = options.below_one("betas", 0, 2);
+    hyper.beta2 = options.below_one("betas", 1, 2);
     hyper.eps = options.non_negative("eps");
     hyper.amsgrad = options.flag("amsgrad");
     hyper.decoupled_weight_decay = options.flag("decoupled_weight_decay");

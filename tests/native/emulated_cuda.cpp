@@ -80,17 +80,15 @@ class EmulatedCuda final : public Engine {
  public:
   bool is_asynchronous() const override { return true; }
 
-  void run(const UpdateList& list, const Execution& execution, EngineMemory*) override {
-    const size_t updates = list.updates().size();
-    if (!execution.in_order) return launch(list, 0, updates);
-    for (size_t u = 0; u < updates; ++u) launch(list, u, 1);
+  void run(const UpdateList& list, const Execution&, EngineMemory*) override {
+    for (const Round& round : list.rounds()) launch(list, round);
   }
 
  private:
-  void launch(const UpdateList& list, size_t first, size_t count) {
+  void launch(const UpdateList& list, const Round& round) {
     static const auto launches = AllRules::map(LaunchOf{});
     const IeeeEnvironment environment;
-    plan_.build(list, first, count);
+    plan_.build(list, round);
     if (plan_.blocks() == 0) return;
     settings.launches += 1;
     settings.blocks = plan_.blocks();

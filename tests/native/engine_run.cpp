@@ -70,12 +70,18 @@ void check(const Tensor& param) {
   });
 }
 
+void run(UpdateList& list) {
+  std::unique_ptr<EngineMemory> memory;
+  if (list.arrange()) std::abort();
+  cpu_engine().prepare(list, {}, memory);
+  cpu_engine().run(list, {}, memory.get());
+}
+
 template <class Rule>
 void run_rule(unsigned index, const Hyperparameters& hyper, DType dtype, Layout layout,
               Layout layout_of_grad, const float* grad_scale) {
   UpdateList list;
   list.clear(index);
-  list.set_amp({.grad_scale = grad_scale, .found_inf = nullptr});
   const RuleInfo info = rule_info<Rule>(index);
   std::vector<std::unique_ptr<Tensor>> tensors;
   std::vector<const Tensor*> params;
@@ -97,7 +103,8 @@ void run_rule(unsigned index, const Hyperparameters& hyper, DType dtype, Layout 
     update.scalars = hyper.add_scalars(list, 7, computes_in_double(dtype));
     list.add(update, operands);
   }
-  for (int step = 0; step < 2; ++step) cpu_engine().run(list, {}, nullptr);
+  list.set_amp({.grad_scale = grad_scale, .found_inf = nullptr});
+  for (int step = 0; step < 2; ++step) run(list);
   for (const Tensor* param : params) check(*param);
 }
 
@@ -146,7 +153,7 @@ void run_planted(std::string_view fault) {
   Update update;
   update.scalars = hyper.add_scalars(list, 1, false);
   list.add(update, {&param_view, &grad_view});
-  cpu_engine().run(list, {}, nullptr);
+  run(list);
   check(param);
 }
 

@@ -1,0 +1,189 @@
+#include "bindings/group_walk.h"
+
+#include "core/refusal.h"
+
+namespace fusedopt {
+namespace {
+
+// How many parameters ahead memory is prefetched: far enough to arrive in time, near enough that a
+// core can have that many reads under way.
+constexpr Py_ssize_t kAhead = 4;
+
+PyObject* const kParamsKey = intern("params");
+PyObject* const kParamNamesKey = intern("param_names");
+PyObject* const kCapturableKey = intern("capturable");
+PyObject* const kDifferentiableKey = intern("differentiable");
+PyObject* const kGradName = intern("grad");
+PyObject* const kStepKey = intern("step");
+
+bool is_true(PyObject* option) {
+  if (option == nullptr) return false;
+  const int truth = PyObject_IsTrue(option);
+  if (truth < 0) throw py::error_already_set();
+  return truth != 0;
+}
+
+PyObject* require_sequence(PyObject* object, const char* what, KeepAlive& keep) {
+  PyObject* const sequence = to_sequence(object, keep);
+  if (sequence == nullptr) throw Refusal(Refusal::kType, std::string(what) + " must be a list");
+  return sequence;
+}
+
+}  // namespace
+
+std::string describe(const Location& location, const StepMemory& memory) {
+  if (location.group < 0) return "";
+  std::string text = "parameter group " + std::to_string(location.group);
+  if (location.param < 0) return text;
+  text += ", parameter " + std::to_string(location.param);
+  PyObject* const group = memory.groups[static_cast<size_t>(location.group)].group;
+  PyObject* const names = PyDict_Check(group) ? PyDict_GetItem(group, kParamNamesKey) : nullptr;
+  if (names != nullptr && PyList_Check(names) && location.param < PyList_GET_SIZE(names)) {
+    text += " ('" + to_string(PyList_GET_ITEM(names, location.param)) + "')";
+  }
+  return text;
+}
+
+void GroupWalk::collect(PyObject* param_groups) {
+  Location& location = memory_.location;
+  PyObject* const groups = require_sequence(param_groups, "param_groups", memory_.keep);
+  for (location.group = 0; location.group < PySequence_Fast_GET_SIZE(groups); ++location.group) {
+    location.param = -1;
+    collect_group(memory_.keep.share(PySequence_Fast_GET_ITEM(groups, location.group)));
+  }
+  for (const Unresolved& unresolved : memory_.unresolved) resolve(unresolved);
+  location = {};
+}
+
+void GroupWalk::collect_group(PyObject* group) {
+  memory_.groups.push_back(read_group(group));
+  PyObject* params = find_item(group, kParamsKey, memory_.keep);
+  if (params == nullptr) throw Refusal(Refusal::kKey, "key 'params' is missing");
+  params = require_sequence(params, "'params'", memory_.keep);
+  Py_ssize_t& index = memory_.location.param;
+  for (index = 0; index < PySequence_Fast_GET_SIZE(params); ++index) {
+    prefetch(params, index);
+    PyObject* const param = memory_.keep.share(PySequence_Fast_GET_ITEM(params, index));
+    if (!torch_.is_tensor(param)) throw Refusal(Refusal::kType, "is not a tensor");
+    PyObject* const grad =
+        memory_.keep.steal(take(PyObject_GetAttr(param, kGradName)).release().ptr());
+    if (grad == Py_None) {
+      state_.skip(param);
+    } else {
+      collect_param(param, grad);
+    }
+  }
+}
+
+GroupPlan GroupWalk::read_group(PyObject* group) {
+  if (!PyMapping_Check(group)) throw Refusal(Refusal::kType, "a parameter group must be a dict");
+  if (is_true(find_item(group, kDifferentiableKey, memory_.keep))) {
+    throw Refusal(Refusal::kNotImplemented, "differentiable=True is not supported");
+  }
+  GroupPlan plan;
+  plan.group = group;
+  read_options(plan, GroupOptions::kLeave);
+  plan.used_states = rule_.info.used_states(plan.variant);
+  plan.required_states = rule_.info.used_states(kNoOptions);
+  plan.capturable = is_true(find_item(group, kCapturableKey, memory_.keep));
+  return plan;
+}
+
+void GroupWalk::read_options(GroupPlan& plan, GroupOptions::OnDevice on_device) {
+  plan.first_option = memory_.options.size();
+  GroupOptions options(plan.group, rule_.option_names, torch_, on_device, memory_.keep,
+                       memory_.options);
+  plan.hyper = rule_.read(options);
+  plan.variant = plan.hyper->variant(false);
+  plan.option_count = memory_.options.size() - plan.first_option;
+  plan.has_left_options = false;
+  for (size_t i = plan.first_option; i < memory_.options.size(); ++i) {
+    if (memory_.options[i].tensor != nullptr) plan.has_left_options = true;
+  }
+}
+
+void GroupWalk::collect_param(PyObject* param, PyObject* grad) {
+  const Location& location = memory_.location;
+  const GroupPlan& group = memory_.groups[static_cast<size_t>(location.group)];
+  const bool counts_steps = rule_.info.counts_steps;
+  if (!torch_.is_tensor(grad)) {
+    throw Refusal(Refusal::kType,
+                  std::string("the gradient is not a tensor but of class ") + Py_TYPE(grad)->tp_name);
+  }
+  ParamPlan plan{.group_index = location.group, .param_index = location.param, .param = param};
+  plan.touched = static_cast<uint32_t>(memory_.touched.size());
+  add_operand(plan, kParam, param, true);
+  add_operand(plan, kGrad, resolve_gradient(grad), amp_.scales());
+  if (counts_steps || group.used_states != 0) plan.states = state_.of(param);
+  if (counts_steps) {
+    plan.step = state_.tensor(plan, group.group, kStepKey, false, OptimizerState::kNotAnOperand);
+    add_operand(plan, Unresolved::kStep, plan.step, true);
+  }
+  for (unsigned s = 0; s < rule_.state_names.size(); ++s) {
+    if (!(group.used_states >> s & 1)) continue;
+    const bool is_optional = !(group.required_states >> s & 1);
+    const int bit = static_cast<int>(s);
+    PyObject* const tensor =
+        state_.tensor(plan, group.group, rule_.state_names[s], is_optional, bit);
+    add_operand(plan, kFirstState + bit, tensor, true);
+  }
+  plan.is_fresh = plan.has_new_states();
+  memory_.params.push_back(plan);
+}
+
+void GroupWalk::add_operand(ParamPlan& plan, int operand, PyObject* tensor, bool is_written) {
+  if (operand != Unresolved::kStep) plan.operands[static_cast<size_t>(operand)] = tensor;
+  if (is_written) memory_.touched.push_back(tensor);
+  if (!torch_.is_plain(tensor) || !torch_.is_plain(plan.param) ||
+      !torch_.functions().tells_negation()) {
+    memory_.unresolved.push_back({static_cast<uint32_t>(memory_.params.size()), operand});
+  }
+}
+
+// What is no plain memory of its own, as a copy: a view that negates.
+PyObject* GroupWalk::resolve_gradient(PyObject* grad) {
+  if (!torch_.is_negated_view(grad)) return grad;
+  if (amp_.scales()) {
+    throw Refusal(
+        Refusal::kRuntime,
+        "the gradient is a negated view of its memory, so it cannot be unscaled in place");
+  }
+  return memory_.keep.steal(
+      take(PyObject_CallMethod(grad, "resolve_neg", nullptr)).release().ptr());
+}
+
+void GroupWalk::resolve(const Unresolved& unresolved) {
+  ParamPlan& plan = memory_.params[unresolved.param];
+  memory_.location = {plan.group_index, plan.param_index};
+  const bool is_step = unresolved.operand == Unresolved::kStep;
+  PyObject*& tensor =
+      is_step ? plan.step : plan.operands[static_cast<size_t>(unresolved.operand)];
+  const bool is_grad = unresolved.operand == kGrad;
+  if (is_step) {
+    if (!torch_.is_plain(tensor)) tensor = torch_.unwrap(tensor, Py_None, false, memory_.keep);
+  } else if (!torch_.is_plain(tensor) || !torch_.is_plain(plan.param)) {
+    PyObject* const owner = unresolved.operand == kParam ? Py_None : plan.param;
+    tensor = torch_.unwrap(tensor, owner, is_grad, memory_.keep);
+  }
+  const char* const name = is_step ? "state 'step'" : rule_.info.operand_names[unresolved.operand];
+  if (!torch_.is_tensor(tensor)) {
+    throw Refusal(Refusal::kType, std::string(name) + " is not a tensor but of class " +
+                                      Py_TYPE(tensor)->tp_name);
+  }
+  // Gradients have been asked before, and negated ones are copies by now.
+  if (!is_grad && torch_.is_negated_view(tensor)) {
+    throw Refusal(Refusal::kValue, std::string(name) + " is a negated view of its memory");
+  }
+}
+
+void GroupWalk::prefetch(PyObject* params, Py_ssize_t index) const {
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(params);
+  if (index + 2 * kAhead < size) {
+    TorchLibrary::prefetch_object(PySequence_Fast_GET_ITEM(params, index + 2 * kAhead));
+  }
+  if (index + kAhead >= size) return;
+  PyObject* const param = PySequence_Fast_GET_ITEM(params, index + kAhead);
+  if (torch_.is_tensor(param)) torch_.functions().prefetch_metadata(param);
+}
+
+}  // namespace fusedopt

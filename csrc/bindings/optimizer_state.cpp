@@ -1,0 +1,99 @@
+#include "bindings/optimizer_state.h"
+
+#include "core/refusal.h"
+
+namespace fusedopt {
+
+OptimizerState::OptimizerState(PyObject* state, PyObject* create, const TorchTensors& torch,
+                               StepMemory& memory)
+    : state_(state),
+      create_(create),
+      torch_(torch),
+      memory_(memory),
+      is_plain_(is_plain_dict(state)) {
+  if (!PyMapping_Check(state)) throw Refusal(Refusal::kType, "optimizer.state must be a dict");
+}
+
+PyObject* OptimizerState::of(PyObject* param) {
+  // The dictionary is nearly always in the order of the parameters, and walking it is cheaper than
+  // a lookup, which calls Tensor.__hash__ in Python.
+  PyObject* states = next_if_of(param);
+  states = states != nullptr ? memory_.keep.share(states) : find_item(state_, param, memory_.keep);
+  if (states != nullptr && !PyDict_Check(states)) {
+    throw Refusal(Refusal::kType, "its state must be a dict");
+  }
+  return states;
+}
+
+PyObject* OptimizerState::next_if_of(PyObject* param) {
+  Py_ssize_t position = next_;
+  PyObject *key, *value;
+  if (!is_plain_ || !PyDict_Next(state_, &position, &key, &value) || key != param) return nullptr;
+  next_ = position;
+  return value;
+}
+
+PyObject* OptimizerState::tensor(ParamPlan& plan, PyObject* group, PyObject* name,
+                                 bool is_optional, int bit) {
+  const bool is_new = plan.states == nullptr || PyDict_GET_SIZE(plan.states) == 0;
+  PyObject* const tensor = is_new ? nullptr : find_item(plan.states, name, memory_.keep);
+  if (tensor == nullptr || tensor == Py_None) {
+    if (is_new || is_optional) return create(plan, group, name, bit);
+    throw Refusal(Refusal::kKey, "its state has no '" + to_string(name) +
+                                     "'; does the checkpoint come from another optimizer?");
+  }
+  if (!torch_.is_tensor(tensor)) {
+    throw Refusal(Refusal::kType, "state '" + to_string(name) + "' must be a tensor");
+  }
+  return tensor;
+}
+
+PyObject* OptimizerState::create(ParamPlan& plan, PyObject* group, PyObject* name, int bit) {
+  PyObject* tensor = memory_.keep.steal(
+      take(PyObject_CallFunctionObjArgs(create_, name, plan.param, group, nullptr))
+          .release()
+          .ptr());
+  NewStates& states = new_states_of(plan);
+  if (bit != kNotAnOperand && PyTuple_Check(tensor) && PyTuple_GET_SIZE(tensor) == 2) {
+    const double initial = PyFloat_AsDouble(PyTuple_GET_ITEM(tensor, 1));
+    if (initial == -1.0 && PyErr_Occurred()) throw py::error_already_set();
+    states.unwritten = static_cast<uint8_t>(states.unwritten | 1u << bit);
+    states.initial[static_cast<size_t>(bit)] = initial;
+    tensor = PyTuple_GET_ITEM(tensor, 0);
+  }
+  if (!torch_.is_tensor(tensor)) {
+    throw Refusal(Refusal::kType, "new state '" + to_string(name) +
+                                      "' is not a tensor but of class " + Py_TYPE(tensor)->tp_name);
+  }
+  replace(plan, name, tensor);
+  return tensor;
+}
+
+NewStates& OptimizerState::new_states_of(ParamPlan& plan) {
+  if (!plan.has_new_states()) {
+    plan.new_states = static_cast<uint32_t>(memory_.new_states.size());
+    memory_.new_states.push_back({memory_.keep.steal(take(PyDict_New()).release().ptr())});
+  }
+  return memory_.new_states[plan.new_states];
+}
+
+void OptimizerState::replace(ParamPlan& plan, PyObject* name, PyObject* tensor) {
+  if (PyDict_SetItem(new_states_of(plan).by_name, name, tensor) != 0) {
+    throw py::error_already_set();
+  }
+}
+
+// Entering a parameter calls Tensor.__hash__, a Python function.
+void OptimizerState::publish(const ParamPlan& plan) const {
+  PyObject* const by_name = memory_.new_states[plan.new_states].by_name;
+  if (plan.states == nullptr) {
+    if (PyObject_SetItem(state_, plan.param, by_name) != 0) throw py::error_already_set();
+    return;
+  }
+  PyObject *name, *tensor;
+  for (Py_ssize_t position = 0; PyDict_Next(by_name, &position, &name, &tensor);) {
+    if (PyObject_SetItem(plan.states, name, tensor) != 0) throw py::error_already_set();
+  }
+}
+
+}  // namespace fusedopt

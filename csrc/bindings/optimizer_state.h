@@ -1,0 +1,46 @@
+// `optimizer.state`: what a parameter has, what it gets in this step, and when others see that.
+#pragma once
+
+#include "bindings/step_memory.h"
+
+namespace fusedopt {
+
+class OptimizerState {
+ public:
+  // create(name, param, group) returns a new tensor for a state that does not exist yet; or a tuple
+  // of one whose memory holds nothing yet and the number that all of its elements are.
+  OptimizerState(PyObject* state, PyObject* create, const TorchTensors& torch, StepMemory& memory);
+
+  // The next two are asked about one parameter after the other, in their order.
+
+  // The mapping of a parameter's states; null if there is none.
+  PyObject* of(PyObject* param);
+  void skip(PyObject* param) { (void)next_if_of(param); }
+
+  // A state of the parameter that is being collected, new if it does not exist and may: if none of
+  // its states does, or if it is optional. `bit` is its number, or kNotAnOperand.
+  PyObject* tensor(ParamPlan& plan, PyObject* group, PyObject* name, bool is_optional, int bit);
+  static constexpr int kNotAnOperand = -1;
+
+  // Has a state replaced by another tensor, with the others that are new.
+  void replace(ParamPlan& plan, PyObject* name, PyObject* tensor);
+
+  // Enters the new states of a parameter. May be called again after an exception.
+  void publish(const ParamPlan& plan) const;
+
+  PyObject* creator() const { return create_; }
+
+ private:
+  PyObject* next_if_of(PyObject* param);
+  PyObject* create(ParamPlan& plan, PyObject* group, PyObject* name, int bit);
+  NewStates& new_states_of(ParamPlan& plan);
+
+  PyObject* state_;
+  PyObject* create_;
+  const TorchTensors& torch_;
+  StepMemory& memory_;
+  bool is_plain_;
+  Py_ssize_t next_ = 0;  // a walk over state_ beside that over the parameters
+};
+
+}  // namespace fusedopt

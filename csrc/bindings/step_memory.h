@@ -1,0 +1,138 @@
+// What a step reads of torch's parameter groups and makes of it, in memory that one step leaves to
+// the next, so that steps do not allocate.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "bindings/group_options.h"
+#include "bindings/torch_tensors.h"
+#include "core/engine.h"
+#include "core/rule_info.h"
+
+namespace fusedopt {
+
+// A rule and what the bindings keep for it.
+struct BoundRule {
+  RuleInfo info;
+  std::unique_ptr<Hyperparameters> (*read)(GroupOptions&);
+  OptionNames option_names;
+  std::vector<PyObject*> state_names;
+};
+
+// The updates of the parameters on one device.
+struct DeviceUpdates {
+  Engine* engine = nullptr;
+  Execution execution;
+  UpdateList updates;
+  std::unique_ptr<EngineMemory> memory;
+  std::vector<uint32_t> params;  // of each update, by its source: position in StepMemory::params
+  bool is_active = false;        // in this step
+  bool is_done = false;          // its engine has run
+  PyObject* example = nullptr;   // a parameter that is there
+};
+
+// A parameter group, as one step reads it.
+struct GroupPlan {
+  struct LatestScalars {
+    const DeviceUpdates* list = nullptr;
+    int64_t step = -1;
+    uint32_t position = 0;
+  };
+
+  PyObject* group = nullptr;
+  std::unique_ptr<Hyperparameters> hyper;
+  unsigned variant = 0;
+  unsigned used_states = 0;
+  unsigned required_states = 0;  // used whatever the options are
+  bool capturable = false;
+  bool has_left_options = false;  // options that only a device knows
+  size_t first_option = 0, option_count = 0;
+  LatestScalars latest_scalars[2];  // by in_double: most parameters of a group share them
+  LatestScalars latest_options;
+};
+
+// The tensors of one parameter that has a gradient.
+struct ParamPlan {
+  static constexpr uint32_t kNone = UINT32_MAX;
+
+  Py_ssize_t group_index, param_index;
+  PyObject* param = nullptr;
+  PyObject* states = nullptr;                      // a mapping; null if there is none yet
+  PyObject* step = nullptr;                        // null for a rule that counts none
+  std::array<PyObject*, kMaxOperands> operands{};  // once resolved, plain tensors. Null: not used
+  uint32_t new_states = kNone;                     // position in StepMemory::new_states
+  uint32_t touched = 0;                            // the first of its own in StepMemory::touched
+  bool is_fresh = false;                           // a state did not exist
+  DeviceUpdates* list = nullptr;
+
+  bool has_new_states() const { return new_states != kNone; }
+};
+
+// The states that one parameter gets in this step.
+struct NewStates {
+  PyObject* by_name;      // a dict
+  uint8_t unwritten = 0;  // those whose memory holds nothing yet. Bit s: state s
+  std::array<double, kMaxStates> initial{};  // what their elements are
+};
+
+// An object that is no plain tensor: what it stands for is found by Python code.
+struct Unresolved {
+  static constexpr int kStep = -1;
+
+  uint32_t param;  // position in StepMemory::params
+  int operand;     // or kStep
+};
+
+struct StepCount {
+  const DeviceUpdates* list;
+  NumberPlace place;
+  int64_t value;
+};
+
+// Where in the parameter groups a step is, for errors.
+struct Location {
+  Py_ssize_t group = -1, param = -1;
+};
+
+struct StepMemory {
+  std::vector<std::unique_ptr<DeviceUpdates>> lists;  // nearly always one
+  RangeSet step_places;                               // of all step counts
+  KeepAlive keep;
+  Location location;
+  std::vector<GroupPlan> groups;
+  std::vector<GroupOption> options;
+  std::vector<ParamPlan> params;
+  std::vector<NewStates> new_states;
+  std::vector<Unresolved> unresolved;
+  std::vector<PyObject*> touched;  // tensors whose versions the step counts up
+  std::vector<StepCount> step_counts;
+
+  void clear() {
+    keep.clear();
+    forget_descriptions();
+    location = {};
+    groups.clear();
+    options.clear();
+    params.clear();
+    new_states.clear();
+    unresolved.clear();
+    touched.clear();
+  }
+
+  // Leaves what has been collected, so that it can be described anew.
+  void forget_descriptions() {
+    for (const auto& list : lists) list->is_active = false;
+    for (GroupPlan& group : groups) {
+      for (auto& latest : group.latest_scalars) latest = {};
+      group.latest_options = {};
+    }
+    step_places.clear();
+    step_counts.clear();
+  }
+};
+
+// "parameter group 0, parameter 3 ('bias')", or nothing.
+std::string describe(const Location& location, const StepMemory& memory);
+
+}  // namespace fusedopt
