@@ -19,9 +19,9 @@ except ImportError:
 
 
 @contextlib.contextmanager
-def emulation(overflows=False, seed=0):
+def emulation(overflows=False, seed=0, fails=False):
     """Steps tensors on the CPU with the body of the CUDA kernels."""
-    emulated.configure(overflows, seed)
+    emulated.configure(overflows, seed, fails)
     _native.use_engine_on_cpu(emulated.engine)
     try:
         yield

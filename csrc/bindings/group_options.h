@@ -24,9 +24,9 @@ class OptionNames {
 };
 
 struct GroupOption {
-  OptionValue value;             // its source is found when the tensors of the step are described
-  Device device;                 // that holds it
-  PyObject* tensor = nullptr;    // if it is not the CPU
+  OptionValue value;           // its source is found when the tensors of the step are described
+  Device device;               // that holds it
+  PyObject* tensor = nullptr;  // if it is not the CPU
 };
 
 // Reads options and keeps what it reads, so that an engine can read the same again where a tensor

@@ -107,8 +107,8 @@ void GroupWalk::collect_param(PyObject* param, PyObject* grad) {
   const GroupPlan& group = memory_.groups[static_cast<size_t>(location.group)];
   const bool counts_steps = rule_.info.counts_steps;
   if (!torch_.is_tensor(grad)) {
-    throw Refusal(Refusal::kType,
-                  std::string("the gradient is not a tensor but of class ") + Py_TYPE(grad)->tp_name);
+    throw Refusal(Refusal::kType, std::string("the gradient is not a tensor but of class ") +
+                                      Py_TYPE(grad)->tp_name);
   }
   ParamPlan plan{.group_index = location.group, .param_index = location.param, .param = param};
   plan.touched = static_cast<uint32_t>(memory_.touched.size());
@@ -156,8 +156,7 @@ void GroupWalk::resolve(const Unresolved& unresolved) {
   ParamPlan& plan = memory_.params[unresolved.param];
   memory_.location = {plan.group_index, plan.param_index};
   const bool is_step = unresolved.operand == Unresolved::kStep;
-  PyObject*& tensor =
-      is_step ? plan.step : plan.operands[static_cast<size_t>(unresolved.operand)];
+  PyObject*& tensor = is_step ? plan.step : plan.operands[static_cast<size_t>(unresolved.operand)];
   const bool is_grad = unresolved.operand == kGrad;
   if (is_step) {
     if (!torch_.is_plain(tensor)) tensor = torch_.unwrap(tensor, Py_None, false, memory_.keep);
@@ -167,8 +166,8 @@ void GroupWalk::resolve(const Unresolved& unresolved) {
   }
   const char* const name = is_step ? "state 'step'" : rule_.info.operand_names[unresolved.operand];
   if (!torch_.is_tensor(tensor)) {
-    throw Refusal(Refusal::kType, std::string(name) + " is not a tensor but of class " +
-                                      Py_TYPE(tensor)->tp_name);
+    throw Refusal(Refusal::kType,
+                  std::string(name) + " is not a tensor but of class " + Py_TYPE(tensor)->tp_name);
   }
   // Gradients have been asked before, and negated ones are copies by now.
   if (!is_grad && torch_.is_negated_view(tensor)) {

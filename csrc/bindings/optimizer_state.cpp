@@ -33,8 +33,8 @@ PyObject* OptimizerState::next_if_of(PyObject* param) {
   return value;
 }
 
-PyObject* OptimizerState::tensor(ParamPlan& plan, PyObject* group, PyObject* name,
-                                 bool is_optional, int bit) {
+PyObject* OptimizerState::tensor(ParamPlan& plan, PyObject* group, PyObject* name, bool is_optional,
+                                 int bit) {
   const bool is_new = plan.states == nullptr || PyDict_GET_SIZE(plan.states) == 0;
   PyObject* const tensor = is_new ? nullptr : find_item(plan.states, name, memory_.keep);
   if (tensor == nullptr || tensor == Py_None) {

@@ -52,8 +52,8 @@ class KeepAlive {
 
 // Whether `mapping[key]` is a plain lookup in a dict, whatever its class is called.
 inline bool is_plain_dict(PyObject* mapping) {
-  return PyDict_Check(mapping) && Py_TYPE(mapping)->tp_as_mapping->mp_subscript ==
-                                      PyDict_Type.tp_as_mapping->mp_subscript;
+  return PyDict_Check(mapping) &&
+         Py_TYPE(mapping)->tp_as_mapping->mp_subscript == PyDict_Type.tp_as_mapping->mp_subscript;
 }
 
 // mapping[key]; null where it is missing.

@@ -231,12 +231,14 @@ DeviceUpdates& Step::list_for(PyObject* param, const Device& device) {
 }
 
 void Step::check_capture(const ParamPlan& plan) const {
-  if (rule_.info.counts_steps && !memory_.groups[static_cast<size_t>(plan.group_index)].capturable) {
+  if (rule_.info.counts_steps &&
+      !memory_.groups[static_cast<size_t>(plan.group_index)].capturable) {
     const py::handle create_state(state_.creator());
-    throw Refusal(Refusal::kRuntime,
-                  "Attempting CUDA graph capture of step() for an instance of " +
-                      to_string(create_state.attr("__self__").attr("__class__").attr("__name__").ptr()) +
-                      " but param_groups' capturable is False.");
+    throw Refusal(
+        Refusal::kRuntime,
+        "Attempting CUDA graph capture of step() for an instance of " +
+            to_string(create_state.attr("__self__").attr("__class__").attr("__name__").ptr()) +
+            " but param_groups' capturable is False.");
   }
   if (plan.is_fresh) {
     throw Refusal(Refusal::kRuntime,
@@ -246,7 +248,8 @@ void Step::check_capture(const ParamPlan& plan) const {
 }
 
 void Step::finish_list(DeviceUpdates& list) {
-  const auto [scaling, is_moved] = amp_.on_device(list.execution.device, list.example, memory_.keep);
+  const auto [scaling, is_moved] =
+      amp_.on_device(list.execution.device, list.example, memory_.keep);
   list.updates.set_amp(scaling);
   is_stale_ = is_stale_ || is_moved;
   if (list.engine->is_asynchronous()) return;
@@ -299,8 +302,7 @@ void Step::check_step_places() {
   const ParamPlan& other = memory_.params[overlap->first];
   if (plan.param == other.param) refuse_repetition(plan, other);
   locate(plan);
-  throw Refusal(Refusal::kValue, "state 'step' shares memory with that of " +
-                                     name_of(other) +
+  throw Refusal(Refusal::kValue, "state 'step' shares memory with that of " + name_of(other) +
                                      ": each parameter needs a count of its own; clone it first");
 }
 

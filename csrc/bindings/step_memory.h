@@ -71,8 +71,8 @@ struct ParamPlan {
 
 // The states that one parameter gets in this step.
 struct NewStates {
-  PyObject* by_name;      // a dict
-  uint8_t unwritten = 0;  // those whose memory holds nothing yet. Bit s: state s
+  PyObject* by_name;                         // a dict
+  uint8_t unwritten = 0;                     // those whose memory holds nothing yet. Bit s: state s
   std::array<double, kMaxStates> initial{};  // what their elements are
 };
 

@@ -34,9 +34,8 @@ void RangeSet::sort() {
   });
   // Of those in order of their begins, some two share memory if and only if two neighbours do.
   const auto pair =
-      std::adjacent_find(by_address_.begin(), by_address_.end(), [&](uint32_t a, uint32_t b) {
-        return ranges_[a].end > ranges_[b].begin;
-      });
+      std::adjacent_find(by_address_.begin(), by_address_.end(),
+                         [&](uint32_t a, uint32_t b) { return ranges_[a].end > ranges_[b].begin; });
   overlap_.reset();
   if (pair != by_address_.end()) overlap_ = std::minmax(pair[0], pair[1]);
   is_sorted_ = true;

@@ -17,9 +17,7 @@ struct MemoryRange {
 
   bool operator==(const MemoryRange&) const = default;
   bool is_empty() const { return begin == end; }
-  bool intersects(const MemoryRange& other) const {
-    return begin < other.end && other.begin < end;
-  }
+  bool intersects(const MemoryRange& other) const { return begin < other.end && other.begin < end; }
 };
 
 // Ranges that are named anew at every step and have rarely moved since the last: then nothing is

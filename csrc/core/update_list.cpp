@@ -85,9 +85,8 @@ std::vector<UpdateList::Touch> UpdateList::touches_by_address() const {
       touches.push_back({range_of(updates_[u], k), u, k});
     }
   }
-  std::sort(touches.begin(), touches.end(), [](const Touch& a, const Touch& b) {
-    return a.range.begin < b.range.begin;
-  });
+  std::sort(touches.begin(), touches.end(),
+            [](const Touch& a, const Touch& b) { return a.range.begin < b.range.begin; });
   return touches;
 }
 
@@ -97,10 +96,9 @@ std::optional<Conflict> UpdateList::find_conflict(Touches cluster) const {
     for (size_t j = i + 1; j < cluster.size() && cluster[j].range.begin < a.range.end; ++j) {
       const Touch& b = cluster[j];
       if (!conflicts(a, b)) continue;
-      const auto [first, second] = std::minmax(
-          a, b, [](const Touch& x, const Touch& y) {
-            return std::pair(x.update, x.operand) < std::pair(y.update, y.operand);
-          });
+      const auto [first, second] = std::minmax(a, b, [](const Touch& x, const Touch& y) {
+        return std::pair(x.update, x.operand) < std::pair(y.update, y.operand);
+      });
       return Conflict{second.update, first.update, second.operand, first.operand};
     }
   }
@@ -136,9 +134,8 @@ void UpdateList::assign_rounds() {
     plan.record(accesses, count, round_of[u]);
   }
   const auto round = [&](const Update& update) { return round_of[update.source]; };
-  std::stable_sort(updates_.begin(), updates_.end(), [&](const Update& a, const Update& b) {
-    return round(a) < round(b);
-  });
+  std::stable_sort(updates_.begin(), updates_.end(),
+                   [&](const Update& a, const Update& b) { return round(a) < round(b); });
   for (size_t first = 0, last; first < updates_.size(); first = last) {
     for (last = first + 1; last < updates_.size(); ++last) {
       if (round(updates_[last]) != round(updates_[first])) break;
@@ -162,9 +159,8 @@ Cut UpdateList::cut(const Round& round, int64_t part, int64_t parts) const {
   if (part >= parts) return {round.first + round.count, 0};
   // Not numel * part / parts, which could overflow.
   const int64_t position = round.numel / parts * part + round.numel % parts * part / parts;
-  const auto after = std::upper_bound(begin, end, position, [](int64_t value, const Update& u) {
-    return value < u.first;
-  });
+  const auto after = std::upper_bound(
+      begin, end, position, [](int64_t value, const Update& u) { return value < u.first; });
   if (after == begin) return {round.first, 0};
   const auto update = after - 1;
   const int64_t element = (position - update->first) / kCutAlignment * kCutAlignment;

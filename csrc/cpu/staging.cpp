@@ -110,8 +110,7 @@ struct Block {
   std::array<void*, kMaxOperands> stored{};
   std::array<void*, kMaxOperands> computed{};
 
-  Block(const KernelTable& isa, const UpdateList& list, const Update& update,
-        BlockBuffers& buffers)
+  Block(const KernelTable& isa, const UpdateList& list, const Update& update, BlockBuffers& buffers)
       : isa(isa), update(update), buffers(buffers), grad_scale(list.amp().grad_scale) {}
 
   // Whether its memory holds something that may be read.

@@ -23,6 +23,7 @@ enum Storage { kSmall, kLarge, kOverflow };
 struct Settings {
   bool overflows = false;  // even where the table would fit
   unsigned seed = 0;       // of the blocks' order; 0: ascending
+  bool fails = false;      // as a launch may
   unsigned launches = 0, blocks = 0;
   Storage storage = kSmall;  // of the last launch
 } settings;
@@ -81,6 +82,7 @@ class EmulatedCuda final : public Engine {
   bool is_asynchronous() const override { return true; }
 
   void run(const UpdateList& list, const Execution&, EngineMemory*) override {
+    if (settings.fails) throw std::runtime_error("the launch fails");
     for (const Round& round : list.rounds()) launch(list, round);
   }
 
@@ -111,8 +113,9 @@ PYBIND11_MODULE(_emulated_cuda, m) {
   m.attr("large_table") = kLargeTable;
   m.attr("rules") = AllRules::kCount;
   m.attr("min_blocks_per_multiprocessor") = kMinBlocksPerMultiprocessor;
-  m.def("configure",
-        [](bool overflows, unsigned seed) { settings = {.overflows = overflows, .seed = seed}; });
+  m.def("configure", [](bool overflows, unsigned seed, bool fails) {
+    settings = {.overflows = overflows, .seed = seed, .fails = fails};
+  });
   m.def("launches", [] { return settings.launches; });
   m.def("blocks", [] { return settings.blocks; });
   m.def("storage", [] {
