@@ -8,9 +8,12 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 from fusedopt import _native
+from fusedopt.hooks import observed_once, stepping, untraced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_profiler_enabled = torch._C._autograd._profiler_enabled
 
 
 def local_tensor(
@@ -218,20 +221,39 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         All name the parameter group and the parameter, and leave parameters and state untouched.
         """
-        if self._is_observed():
-            return self._observed_step(closure)
-        return self._step(closure)
+        try:
+            if self._is_observed():
+                return self._observed_step(closure)
+            return self._step(closure)
+        except BaseException:
+            # A gradient scaler deletes its tensors only after a step that returns, and would find
+            # them in the next one. No call in here, so that Ctrl-C cannot come in between.
+            if stepping.optimizer is not self:
+                attributes = self.__dict__
+                if "grad_scale" in attributes:
+                    del attributes["grad_scale"]
+                if "found_inf" in attributes:
+                    del attributes["found_inf"]
+            raise
 
     # torch wraps a step that is not marked so for hooks and the profiler at every call, which takes
     # longer than updating a small network.
     step.hooked = True  # type: ignore[attr-defined]
+    untraced(step)
 
-    def _is_observed(self) -> bool:
-        """Whether a hook or the profiler has to see this step."""
-        return bool(
+    def _patch_step_function(self) -> None:
+        """Called by torch for every new object: has hooks see the ``step`` of a subclass."""
+        cls: Any = type(self)
+        if not getattr(cls.step, "hooked", False):
+            cls.step = observed_once(cls.step)
+        super()._patch_step_function()
+
+    def _is_observed(self) -> object:
+        """Whether a hook or the profiler has to see this step, and has not seen it yet."""
+        return (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or torch_optimizer._global_optimizer_pre_hooks
             or torch_optimizer._global_optimizer_post_hooks
-            or torch._C._autograd._profiler_enabled()
-        )
+            or _profiler_enabled()
+        ) and stepping.optimizer is not self
