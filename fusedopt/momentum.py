@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusedopt import _native
+from fusedopt import _native, modes
 from fusedopt.optimizer import FusedOptimizer, refuse_fused_with_foreach
 
 if TYPE_CHECKING:
@@ -141,8 +141,8 @@ class Nesterov(Momentum):
                 the optimizer is copied or pickled, which would lose where its parameters have to
                 be; on leaving, if a parameter cannot be restored, because its data has another
                 shape now. All others are then restored, and the message names the first.
-            ValueError, TypeError: a velocity or momentum that ``step`` would refuse, too. No
-                parameter has moved then.
+            RuntimeError, ValueError, TypeError: a velocity or momentum that ``step`` would refuse,
+                or a mode or transform of torch's under which it would. No parameter has moved then.
         """
         return _native.Excursion(self, "at_iterate()", self._prepare_iterate)
 
@@ -170,6 +170,7 @@ class Nesterov(Momentum):
 
         The latter runs no Python code, so that nothing comes in between once they have moved.
         """
+        modes.refuse(self.param_groups, self.state, lambda param: param in self.state)
         saved = []
         groups = []
         for group_index, group in enumerate(self.param_groups):

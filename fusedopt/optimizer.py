@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch.optim import optimizer as torch_optimizer
+from torch.autograd import forward_ad
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fusedopt import _native
 from fusedopt.hooks import observed_once, stepping, untraced
+from fusedopt.modes import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Asked at every step, so they are looked up once.
 _profiler_enabled = torch._C._autograd._profiler_enabled
+_count_modes = torch._C._len_torch_dispatch_stack
+_are_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def local_tensor(
@@ -182,8 +187,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        step = _native.step
+        if _count_modes() or _are_transforms_active() or forward_ad._current_level >= 0:
+            step = visible(step, self.param_groups, self.state)
         attributes = self.__dict__
-        _native.step(
+        step(
             self._rule,
             self.param_groups,
             self.state,
@@ -213,13 +221,16 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: a parameter, gradient or state that cannot be used: sparse, complex or
-                integer, of another shape, dtype or device than the parameter.
+                integer, of another shape, dtype or device than the parameter, with a tangent of
+                forward-mode AD. Inside ``torch.func.grad``, ``vjp`` or ``jvp``, and under a mode
+                that fakes or traces operations, any step.
             ValueError, TypeError, KeyError: an option or state that is out of bounds, of the wrong
                 type or missing.
             NotImplementedError: a parameter on a device for which there is no engine.
             AssertionError: ``capturable=True`` with a parameter or a step count on the CPU.
 
-        All name the parameter group and the parameter, and leave parameters and state untouched.
+        All leave parameters and state untouched, and name the parameter group and the parameter,
+        where it is for one of them.
         """
         try:
             if self._is_observed():
@@ -253,7 +264,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
-            or torch_optimizer._global_optimizer_pre_hooks
-            or torch_optimizer._global_optimizer_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
             or _profiler_enabled()
         ) and stepping.optimizer is not self

@@ -36,6 +36,7 @@ OF_EVERYTHING = (
     "test_layouts.py",
     "test_torch.py",
     "test_hooks.py",
+    "test_modes.py",
     "test_at_iterate.py",
     "test_attach.py",
 )
@@ -247,6 +248,14 @@ MUTANTS = [
         ("found infinity left behind", """                if "found_inf" in attributes:
                     del attributes["found_inf"]
 """, ""),
+    ),
+    *rule(
+        "fusedopt/modes.py",
+        ("derivatives do not see it", "interpreter.key() in _DERIVATIVES", "False"),
+        ("traces do not see it", 'if getattr(mode, "_mode_key", None) is not None', "if False"),
+        ("tangents are lost", "if forward_ad._current_level >= 0:", "if False:"),
+        ("modes do not see it", "if torch._C._len_torch_dispatch_stack() and params", "if False"),
+        ("a step that is over is done again", "    _pending.step = outer", "    pass"),
     ),
     *rule(
         "fusedopt/hooks.py",
