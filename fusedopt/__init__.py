@@ -2,7 +2,7 @@
 
 The classes replace those of ``torch.optim`` by name. Importing the package imports torch first, so
 that both share one OpenMP runtime, and selects the fastest instruction set that the CPU has, or the
-one that the environment variable ``FUSEDOPT_ISA`` names.
+one that the environment variable ``FUSEDOPT_ISA`` names, in capitals or not; empty it names none.
 """
 
 import os
@@ -41,8 +41,8 @@ __version__ = _version("fusedopt")
 
 with torch.inference_mode(False):
     _native.attach(torch, local_tensor)
-if "FUSEDOPT_ISA" in os.environ:
+if _isa := os.environ.get("FUSEDOPT_ISA", "").strip().lower():
     try:
-        _native.select_isa(os.environ["FUSEDOPT_ISA"])
+        _native.select_isa(_isa)
     except ValueError as error:
         raise ValueError(f"FUSEDOPT_ISA: {error}") from None

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,23 @@ def step(
     grad_scale: torch.Tensor | None = None,
     found_inf: torch.Tensor | None = None,
 ) -> None: ...
+def check_step(
+    rule: str,
+    param_groups: list[dict[str, Any]],
+    state: dict[Any, Any],
+    create_state: Callable[[str, torch.Tensor, dict[str, Any]], torch.Tensor],
+) -> None: ...
+
+class Excursion(AbstractContextManager[None]):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        name: str,
+        prepare: Callable[[], tuple[list[tuple[Any, ...]], Callable[[], None]]],
+    ) -> None: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+def end_excursion(optimizer: torch.optim.Optimizer) -> None: ...
 def load_cuda() -> None: ...
 def use_engine_on_cpu(engine: object) -> None: ...
 def available_isas() -> list[str]: ...

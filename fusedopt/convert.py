@@ -75,7 +75,10 @@ def from_torch(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
         _check_params(optimizer, group, index)
     tracked = _is_tracked_by_scheduler(optimizer)
 
+    supports_amp_scaling = vars(optimizer).pop("_step_supports_amp_scaling", None)
     optimizer.__class__ = ours
+    if supports_amp_scaling is not None:
+        optimizer._step_supports_amp_scaling = supports_amp_scaling  # type: ignore[attr-defined]
     optimizer._patch_step_function()
     if tracked:
         optimizer.step = _tracked_step(optimizer)  # type: ignore[method-assign]

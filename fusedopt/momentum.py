@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusedopt import _native
+from fusedopt import _native, modes
 from fusedopt.optimizer import FusedOptimizer, refuse_fused_with_foreach
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch.optim.optimizer import ParamsT
 
@@ -114,49 +115,71 @@ class Nesterov(Momentum):
     """
 
     _rule = "nesterov"
-    _is_at_iterate = False
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         if self._is_at_iterate:
             raise RuntimeError(
-                "step() inside at_iterate(): the parameters are not where the "
-                "gradient has to be taken"
+                "step() inside at_iterate(): the parameters are not where the gradient has to be "
+                "taken; leave the context first, or call leave_iterate() if it could not be left"
             )
         return super()._step(closure)
 
-    @contextlib.contextmanager
-    def at_iterate(self) -> Iterator[None]:
+    @property
+    def _is_at_iterate(self) -> bool:
+        return "_excursion" in self.__dict__
+
+    def at_iterate(self) -> AbstractContextManager[None]:
         """Puts the iterate ``x`` into the parameters for as long as the context lasts.
 
-        On leaving, also by an exception, the lookahead point is restored bit for bit. Takes memory
-        for one copy of the parameters that have a velocity.
+        On leaving, also by an exception, the lookahead point is restored bit for bit; what Ctrl-C
+        raises meanwhile is held off until all of it is. Takes memory for one copy of the parameters
+        that have a velocity. Where code around the context keeps it from being left (an
+        ``ExitStack`` that is interrupted in its own code), :meth:`leave_iterate` restores as well.
 
         Raises:
-            RuntimeError: entered twice, or ``step`` called inside.
+            RuntimeError: on entering, if the context is active already; in it, from ``step`` and if
+                the optimizer is copied or pickled, which would lose where its parameters have to
+                be; on leaving, if a parameter cannot be restored, because its data has another
+                shape now. All others are then restored, and the message names the first.
+            RuntimeError, ValueError, TypeError: a velocity or momentum that ``step`` would refuse,
+                or a mode or transform of torch's under which it would. No parameter has moved then.
         """
-        if self._is_at_iterate:
-            raise RuntimeError("at_iterate() is already active")
-        lookahead = self._move_to_iterate()
-        self._is_at_iterate = True
-        try:
-            yield
-        finally:
-            self._is_at_iterate = False
-            with torch.no_grad():
-                for param, value in lookahead:
-                    param.copy_(value)
+        return _native.Excursion(self, "at_iterate()", self._prepare_iterate)
 
-    def _move_to_iterate(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Moves the parameters and returns them with the values they had."""
+    def leave_iterate(self) -> None:
+        """Restores the lookahead point after an :meth:`at_iterate` that could not be left.
+
+        Does nothing where parameters are at their lookahead point. A context that is left after
+        this one restores nothing more.
+
+        Raises:
+            RuntimeError: a parameter that cannot be restored, as from :meth:`at_iterate`.
+        """
+        _native.end_excursion(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._is_at_iterate:
+            raise RuntimeError(
+                "an optimizer cannot be copied or pickled inside at_iterate(): its parameters are "
+                "not where training has to go on; leave the context first"
+            )
+        return super().__getstate__()
+
+    def _prepare_iterate(self) -> tuple[list[tuple[Any, ...]], Callable[[], None]]:
+        """The parameters that will move with their values, and what moves them.
+
+        The latter runs no Python code, so that nothing comes in between once they have moved.
+        """
+        modes.refuse(self.param_groups, self.state, lambda param: param in self.state)
         saved = []
         groups = []
-        for group in self.param_groups:
+        for group_index, group in enumerate(self.param_groups):
             moved = []
-            for param in group["params"]:
+            for index, param in enumerate(group["params"]):
                 velocity = self.state.get(param, {}).get("velocity")
                 if velocity is None:
                     continue
-                saved.append((param, param.detach().clone()))
+                saved.append((param, param.detach().clone(), group_index, index))
                 # x = param - momentum * velocity: a step of plain SGD along the velocity.
                 alias = param.detach()
                 alias.grad = velocity
@@ -164,5 +187,5 @@ class Nesterov(Momentum):
             options = dict.fromkeys(("momentum", "dampening", "weight_decay"), 0.0)
             flags = dict.fromkeys(("nesterov", "maximize"), False)
             groups.append({"params": moved, "lr": group["momentum"], **options, **flags})
-        _native.step("sgd", groups, {}, self._create_state)
-        return saved
+        _native.check_step("sgd", groups, {}, self._create_state)
+        return saved, functools.partial(_native.step, "sgd", groups, {}, self._create_state)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch.optim import optimizer as torch_optimizer
+from torch.autograd import forward_ad
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fusedopt import _native
+from fusedopt.hooks import observed_once, stepping, untraced
+from fusedopt.modes import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# Asked at every step, so they are looked up once.
+_profiler_enabled = torch._C._autograd._profiler_enabled
+_count_modes = torch._C._len_torch_dispatch_stack
+_are_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def local_tensor(
@@ -196,8 +204,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        step = _native.step
+        if _count_modes() or _are_transforms_active() or forward_ad._current_level >= 0:
+            step = visible(step, self.param_groups, self.state)
         attributes = self.__dict__
-        _native.step(
+        step(
             self._rule,
             self.param_groups,
             self.state,
@@ -227,28 +238,50 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: a parameter, gradient or state that cannot be used: sparse, complex or
-                integer, of another shape, dtype or device than the parameter.
+                integer, of another shape, dtype or device than the parameter, with a tangent of
+                forward-mode AD. Inside ``torch.func.grad``, ``vjp`` or ``jvp``, and under a mode
+                that fakes or traces operations, any step.
             ValueError, TypeError, KeyError: an option or state that is out of bounds, of the wrong
                 type or missing.
             NotImplementedError: a parameter on a device for which there is no engine.
             AssertionError: ``capturable=True`` with a parameter or a step count on the CPU.
 
-        All name the parameter group and the parameter, and leave parameters and state untouched.
+        All leave parameters and state untouched, and name the parameter group and the parameter,
+        where it is for one of them.
         """
-        if self._is_observed():
-            return self._observed_step(closure)
-        return self._step(closure)
+        try:
+            if self._is_observed():
+                return self._observed_step(closure)
+            return self._step(closure)
+        except BaseException:
+            # A gradient scaler deletes its tensors only after a step that returns, and would find
+            # them in the next one. No call in here, so that Ctrl-C cannot come in between.
+            if stepping.optimizer is not self:
+                attributes = self.__dict__
+                if "grad_scale" in attributes:
+                    del attributes["grad_scale"]
+                if "found_inf" in attributes:
+                    del attributes["found_inf"]
+            raise
 
     # torch wraps a step that is not marked so for hooks and the profiler at every call, which takes
     # longer than updating a small network.
     step.hooked = True  # type: ignore[attr-defined]
+    untraced(step)
 
-    def _is_observed(self) -> bool:
-        """Whether a hook or the profiler has to see this step."""
-        return bool(
+    def _patch_step_function(self) -> None:
+        """Called by torch for every new object: has hooks see the ``step`` of a subclass."""
+        cls: Any = type(self)
+        if not getattr(cls.step, "hooked", False):
+            cls.step = observed_once(cls.step)
+        super()._patch_step_function()
+
+    def _is_observed(self) -> object:
+        """Whether a hook or the profiler has to see this step, and has not seen it yet."""
+        return (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
-            or torch_optimizer._global_optimizer_pre_hooks
-            or torch_optimizer._global_optimizer_post_hooks
-            or torch._C._autograd._profiler_enabled()
-        )
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or _profiler_enabled()
+        ) and stepping.optimizer is not self

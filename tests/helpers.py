@@ -40,10 +40,8 @@ def scaled_step(optimizer, scale=None, found_inf=0.0):
     """What GradScaler.step does with an optimizer that supports it."""
     optimizer.grad_scale = None if scale is None else torch.tensor(scale)
     optimizer.found_inf = torch.tensor(found_inf)
-    try:
-        optimizer.step()
-    finally:
-        del optimizer.grad_scale, optimizer.found_inf
+    optimizer.step()
+    del optimizer.grad_scale, optimizer.found_inf
 
 
 def snapshot(optimizer: torch.optim.Optimizer) -> dict:

@@ -35,6 +35,9 @@ OF_EVERYTHING = (
     "test_amp.py",
     "test_layouts.py",
     "test_torch.py",
+    "test_hooks.py",
+    "test_modes.py",
+    "test_at_iterate.py",
     "test_attach.py",
 )
 SECONDS = 900
@@ -188,6 +191,17 @@ MUTANTS = [
         ("scalars of another parameter", "latest.step != step || latest.list", "latest.list"),
     ),
     *rule(
+        "csrc/bindings/excursion.cpp",
+        ("an excursion entered twice", "active = current(optimizer_)) {",
+         "active = current(optimizer_); false) {"),
+        ("a move that fails is not taken back", "    try {\n      leave();", "    try {"),
+        ("values not kept until they are back", "        left.append(entry);\n", ""),
+        ("another excursion left", " && saved.is(active.cast<py::tuple>()[1])", ""),
+        ("interruptions of the way back lost", "  interruption.raise();\n", ""),
+        ("written outside of inference mode", '.attr("_InferenceMode")(true)',
+         '.attr("_InferenceMode")(false)'),
+    ),
+    *rule(
         "csrc/bindings/torch_library.cpp",
         ("any device is the CPU", "if (type == cpu_)", "if (true)"),
         ("negation not seen", "return is_neg_(handle_of(tensor));", "return false;"),
@@ -227,6 +241,33 @@ MUTANTS = [
     *rule(
         "fusedopt/adagrad.py",
         ("sum begins with 0", 'state.fill_(group["initial_accumulator_value"])', "state"),
+    ),
+    *rule(
+        "fusedopt/optimizer.py",
+        ("a step inside a step is seen, too", ") and stepping.optimizer is not self", ")"),
+        ("found infinity left behind", """                if "found_inf" in attributes:
+                    del attributes["found_inf"]
+""", ""),
+    ),
+    *rule(
+        "fusedopt/modes.py",
+        ("derivatives do not see it", "interpreter.key() in _DERIVATIVES", "False"),
+        ("traces do not see it", 'if getattr(mode, "_mode_key", None) is not None', "if False"),
+        ("tangents are lost", "if forward_ad._current_level >= 0:", "if False:"),
+        ("modes do not see it", "if torch._C._len_torch_dispatch_stack() and params", "if False"),
+        ("a step that is over is done again", "    _pending.step = outer", "    pass"),
+    ),
+    *rule(
+        "fusedopt/hooks.py",
+        ("inner steps are seen, too", "if stepping.optimizer is self:", "if False:"),
+        ("a step that raises goes on for ever", "  stepping.optimizer = outer", "  pass"),
+    ),
+    *rule(
+        "fusedopt/momentum.py",
+        ("a copy at the iterate", "def __getstate__(self)", "def getstate(self)"),
+        ("a step at the iterate", 'return "_excursion" in self.__dict__', "return False"),
+        ("entry not checked first",
+         '        _native.check_step("sgd", groups, {}, self._create_state)\n', ""),
     ),
 ]  # fmt: skip
 

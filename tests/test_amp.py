@@ -191,6 +191,103 @@ def test_gradient_that_cannot_be_divided_in_place_is_refused():
     scaled_step(optimizer, None)
 
 
+def raising(*_):
+    raise KeyboardInterrupt
+
+
+def failing_hook(kind):
+    def prepare(optimizer):
+        getattr(optimizer, f"register_step_{kind}_hook")(raising)
+        return optimizer.step
+
+    return prepare
+
+
+def step_at_iterate(optimizer):
+    def step():
+        with optimizer.at_iterate():
+            optimizer.step()
+
+    return step
+
+
+def failing_option(optimizer):
+    optimizer.param_groups[0]["lr"] = "fast"
+    return optimizer.step
+
+
+def failing_scheduled_option(optimizer):
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    return failing_option(optimizer)
+
+
+class Failing(fusedopt.SGD):
+    """A step of a user's own that ends before, or after, it has called ours."""
+
+    where = "before"
+
+    def step(self, closure=None):
+        if self.where == "before":
+            raise KeyboardInterrupt
+        super().step(closure)
+        raise KeyboardInterrupt
+
+
+WAYS_TO_FAIL = {
+    "closure": (fusedopt.SGD, lambda optimizer: lambda: optimizer.step(raising)),
+    "pre hook": (fusedopt.SGD, failing_hook("pre")),
+    "post hook": (fusedopt.Adam, failing_hook("post")),
+    "refusal": (fusedopt.SGD, failing_option),
+    "refusal under a scheduler": (fusedopt.Nesterov, failing_scheduled_option),
+    "before super": (Failing, lambda optimizer: optimizer.step),
+    "after super": (
+        Failing, lambda optimizer: setattr(optimizer, "where", "after") or optimizer.step),
+    "at the iterate": (fusedopt.Nesterov, step_at_iterate),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS_TO_FAIL)
+def test_a_step_that_raises_leaves_no_scale_to_the_next(way):
+    cls, prepare = WAYS_TO_FAIL[way]
+    param = torch.nn.Parameter(torch.ones(5))
+    param.grad = torch.full((5,), 8.0)
+    optimizer = cls([param], lr=1.0)
+    fail = prepare(optimizer)
+    for scale, found_inf in ((8.0, 0.0), (8.0, 1.0), (None, 1.0)):
+        optimizer.grad_scale = None if scale is None else torch.tensor(scale)
+        optimizer.found_inf = torch.tensor(found_inf)
+        with pytest.raises((KeyboardInterrupt, TypeError, RuntimeError)):
+            fail()
+        assert not {"grad_scale", "found_inf"} & vars(optimizer).keys()
+
+
+@pytest.mark.parametrize("catches", [False, True])
+def test_a_scaler_goes_on_after_a_step_that_raised(catches):
+    """Also where a step of a user's own catches what ours has raised."""
+
+    class Catching(fusedopt.SGD):
+        def step(self, closure=None):
+            try:
+                return super().step(closure)
+            except TypeError:
+                return None
+
+    param = torch.nn.Parameter(torch.zeros(3))
+    optimizer = (Catching if catches else fusedopt.SGD)([param], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for attempt, lr in enumerate(("fast", 1.0)):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.zero_grad()
+        scaler.scale((param * torch.tensor([1.0, 2.0, 3.0])).sum()).backward()
+        if attempt == 0 and not catches:
+            with pytest.raises(TypeError, match="invalid lr"):
+                scaler.step(optimizer)
+        else:
+            scaler.step(optimizer)
+        scaler.update()
+    assert torch.equal(param.detach(), torch.tensor([-1.0, -2.0, -3.0]))
+
+
 def test_unscale_in_the_reference():
     grad = np.array([3.0, -np.inf, 0.0], dtype=np.float32)
     assert np.array_equal(reference.unscale(grad, 1000.0), grad / np.float32(1000))

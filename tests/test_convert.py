@@ -222,6 +222,18 @@ def test_grad_scaler_goes_on(row, fused, moment, native_steps):
     assert len(native_steps) == 8
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("supports", [False, True])
+def test_who_unscales_is_kept(fused, supports):
+    """What somebody has said of the object goes before what follows from its groups."""
+    optimizer = torch.optim.Adam(parameters(), fused=fused)
+    optimizer._step_supports_amp_scaling = supports
+    fusedopt.from_torch(optimizer)
+    assert optimizer._step_supports_amp_scaling is supports
+    optimizer._step_supports_amp_scaling = not supports
+    assert optimizer._step_supports_amp_scaling is not supports
+
+
 def test_buffer_that_is_none():
     """As torch's checkpoints have it of a momentum that has not been used yet."""
     params = parameters()

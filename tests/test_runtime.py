@@ -38,7 +38,15 @@ def test_environment_variable_forces_an_isa(name):
     assert result.stdout.strip() == name
 
 
-@pytest.mark.parametrize("name", ["sse9", "", "AVX2"])
+@pytest.mark.parametrize("spelling", [str.upper, " {} ".format, "\t{}\n".format])
+def test_environment_variable_may_be_spelt_otherwise(spelling):
+    result = run_python(
+        "import fusedopt; print(fusedopt._native.selected_isa())", FUSEDOPT_ISA=spelling(ISAS[0])
+    )
+    assert result.stdout.strip() == ISAS[0], result.stderr
+
+
+@pytest.mark.parametrize("name", ["sse9", "avx", "baseline avx2"])
 def test_unknown_isa_raises_with_those_available(name):
     result = run_python("import fusedopt", FUSEDOPT_ISA=name)
     assert result.returncode != 0
@@ -48,8 +56,9 @@ def test_unknown_isa_raises_with_those_available(name):
         _native.select_isa(name)
 
 
-def test_the_fastest_isa_is_the_default():
-    environment = {k: v for k, v in os.environ.items() if k != "FUSEDOPT_ISA"}
+@pytest.mark.parametrize("unset", [{}, {"FUSEDOPT_ISA": ""}, {"FUSEDOPT_ISA": " "}])
+def test_the_fastest_isa_is_the_default(unset):
+    environment = {k: v for k, v in os.environ.items() if k != "FUSEDOPT_ISA"} | unset
     out = subprocess.run(
         [sys.executable, "-c", "import fusedopt; print(fusedopt._native.selected_isa())"],
         env=environment, cwd="/", capture_output=True, text=True, check=True,

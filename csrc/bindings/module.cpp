@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "bindings/engines.h"
+#include "bindings/excursion.h"
 #include "bindings/step.h"
 #include "core/refusal.h"
 #include "cpu/isa.h"
@@ -157,6 +158,15 @@ void step(const std::string& rule, const py::object& param_groups, const py::obj
       [&] { return describe(memory.location, memory); });
 }
 
+// Refuses what step() would refuse, and writes nothing.
+void check_step(const std::string& rule, const py::object& param_groups, const py::object& state,
+                const py::object& create_state) {
+  BorrowedMemory memory;
+  const AmpTensors amp(Py_None, Py_None, torch_tensors());
+  Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), amp, *memory);
+  with_exceptions([&] { step.gather(param_groups.ptr()); }, [&] { return step.location(); });
+}
+
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const cpu::KernelTable* table : cpu::available_isas()) names.emplace_back(table->isa);
@@ -180,6 +190,9 @@ PYBIND11_MODULE(_native, m) {
       py::arg("create_state"), py::arg("grad_scale") = py::none(),
       py::arg("found_inf") = py::none(),
       "Updates every parameter of all groups that has a gradient, or raises and changes nothing.");
+  m.def("check_step", &check_step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
+        py::arg("create_state"));
+  define_excursion(m);
   m.def(
       "load_cuda", [] { with_exceptions([] { cuda_engine_of_module(); }); },
       "Loads the CUDA engine, as the first step of a parameter on a GPU does.");
