@@ -2,7 +2,8 @@
 
 The classes replace those of ``torch.optim`` by name. Importing the package imports torch first, so
 that both share one OpenMP runtime, and selects the fastest instruction set that the CPU has, or the
-one that the environment variable ``FUSEDOPT_ISA`` names.
+one that the environment variable ``FUSEDOPT_ISA`` names. ``FUSEDOPT_TORCH_LIBRARY=0`` has tensors
+read through torch's exchange table and Python alone: slower, and with the same results.
 """
 
 import os
@@ -19,6 +20,7 @@ from fusedopt.adadelta import Adadelta
 from fusedopt.adagrad import Adagrad
 from fusedopt.adam import Adam, AdamW
 from fusedopt.convert import from_torch
+from fusedopt.environment import USES_TORCH_LIBRARY
 from fusedopt.momentum import Momentum, Nesterov
 from fusedopt.optimizer import FusedOptimizer, local_tensor
 from fusedopt.rmsprop import RMSprop
@@ -40,7 +42,7 @@ __all__ = [
 __version__ = _version("fusedopt")
 
 with torch.inference_mode(False):
-    _native.attach(torch, local_tensor)
+    _native.attach(torch, local_tensor, USES_TORCH_LIBRARY)
 if "FUSEDOPT_ISA" in os.environ:
     try:
         _native.select_isa(os.environ["FUSEDOPT_ISA"])

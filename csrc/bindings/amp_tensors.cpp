@@ -27,7 +27,13 @@ const float* AmpTensors::find(PyObject* tensor, const char* name, const Device& 
   }
   if (place->device != device) {
     tensor = keep.steal(torch_.to_device(tensor, like).release().ptr());
-    place = torch_.find_number(tensor);
+    place = torch_.is_tensor(tensor) ? torch_.find_number(tensor) : std::nullopt;
+    // Modes of torch, and whoever replaces its functions, may make anything of a copy.
+    if (!place || place->type != NumberType::kFloat32 || place->device != device) {
+      throw Refusal(Refusal::kType, std::string(name) +
+                                        " is on another device than the parameters, and its copy "
+                                        "there is no float32 tensor of one element");
+    }
   }
   return static_cast<const float*>(place->data);
 }
