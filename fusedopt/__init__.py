@@ -1,5 +1,8 @@
 """Optimizer steps for PyTorch in one native call, with the same bits on every machine.
 
+Of NaN, which elements are one is the same, and in 16 bits also which NaN it is; in float32 and
+float64 that is the processor's choice.
+
 The classes replace those of ``torch.optim`` by name. Importing the package imports torch first, so
 that both share one OpenMP runtime, and selects the fastest instruction set that the CPU has, or the
 one that the environment variable ``FUSEDOPT_ISA`` names. ``FUSEDOPT_TORCH_LIBRARY=0`` has tensors
