@@ -17,7 +17,9 @@ def step(
     rule: str,
     param_groups: list[dict[str, Any]],
     state: dict[Any, Any],
-    create_state: Callable[[str, torch.Tensor, dict[str, Any]], torch.Tensor],
+    create_state: Callable[
+        [str, torch.Tensor, dict[str, Any]], torch.Tensor | tuple[torch.Tensor, float]
+    ],
     grad_scale: torch.Tensor | None = None,
     found_inf: torch.Tensor | None = None,
 ) -> None: ...
@@ -25,7 +27,9 @@ def check_step(
     rule: str,
     param_groups: list[dict[str, Any]],
     state: dict[Any, Any],
-    create_state: Callable[[str, torch.Tensor, dict[str, Any]], torch.Tensor],
+    create_state: Callable[
+        [str, torch.Tensor, dict[str, Any]], torch.Tensor | tuple[torch.Tensor, float]
+    ],
 ) -> None: ...
 
 class Excursion(AbstractContextManager[None]):
@@ -40,6 +44,7 @@ class Excursion(AbstractContextManager[None]):
 def end_excursion(optimizer: torch.optim.Optimizer) -> None: ...
 def load_cuda() -> None: ...
 def use_engine_on_cpu(engine: object) -> None: ...
+def is_forked() -> bool: ...
 def available_isas() -> list[str]: ...
 def selected_isa() -> str: ...
 def select_isa(name: str) -> None: ...

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusedopt.forks import torch_on_one_thread_if_forked
 from fusedopt.optimizer import FusedOptimizer
 
 if TYPE_CHECKING:
@@ -58,18 +59,19 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         fused: bool | None = None,
         capturable: bool = False,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            lr_decay,
-            weight_decay,
-            initial_accumulator_value,
-            eps,
-            foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            fused=fused,
-        )
+        with torch_on_one_thread_if_forked():  # torch's constructor creates the state
+            super().__init__(
+                params,
+                lr,
+                lr_decay,
+                weight_decay,
+                initial_accumulator_value,
+                eps,
+                foreach,
+                maximize=maximize,
+                differentiable=differentiable,
+                fused=fused,
+            )
         if capturable:
             self._set_option("capturable", True)
         for group in self.param_groups:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 import fusedopt
 from fusedopt import _native
+from fusedopt.environment import USES_TORCH_LIBRARY
 
 
 def collect() -> dict[str, str]:
@@ -26,11 +27,18 @@ def collect() -> dict[str, str]:
         "instruction set": _native.selected_isa(),
         "available": ", ".join(_native.available_isas()),
         "threads": str(torch.get_num_threads()),
-        "torch's library tells": ", ".join(_native.library_answers()) or "nothing",
+        "torch's library tells": answers_of_torch(),
         "CUDA in fusedopt": cuda_of_fusedopt(),
         "CUDA in torch": f"{torch.version.cuda or 'not built'}, "
         + ("usable" if torch.cuda.is_available() else "not usable"),
     }
+
+
+def answers_of_torch() -> str:
+    """What torch's library is asked in a step."""
+    if not USES_TORCH_LIBRARY:
+        return "switched off by FUSEDOPT_TORCH_LIBRARY=0"
+    return ", ".join(_native.library_answers()) or "nothing"
 
 
 def cuda_of_fusedopt() -> str:

@@ -315,19 +315,30 @@ def adam(
     return param, new_state
 
 
+def _as_float32(bits: int) -> np.float32:
+    return np.uint32(bits).view(np.float32)
+
+
 def round_bfloat16(x: Array) -> Array:
-    """The bfloat16 nearest to each float32, ties to even, as a float32 array."""
+    """The bfloat16 nearest to each float32, ties to even, as a float32 array.
+
+    Every NaN becomes that of the bits 0x7fff.
+    """
     bits = x.astype(np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(
         0xFFFF0000
     )
-    return np.where(np.isnan(x), np.float32("nan"), rounded.view(np.float32))
+    return np.where(np.isnan(x), _as_float32(0x7FFF << 16), rounded.view(np.float32))
 
 
 def round_float16(x: Array) -> Array:
-    """The float16 nearest to each float32, ties to even, as a float32 array."""
+    """The float16 nearest to each float32, ties to even, as a float32 array.
+
+    Every NaN becomes that of the bits 0x7fff.
+    """
     with np.errstate(all="ignore"):
-        return x.astype(np.float16).astype(np.float32)
+        rounded = x.astype(np.float16).astype(np.float32)
+    return np.where(np.isnan(x), _as_float32(0x7FFFE000), rounded)
 
 
 def unscale(grad: Array, scale: float) -> Array:

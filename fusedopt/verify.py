@@ -1,8 +1,8 @@
 """Compares the native kernels with the NumPy reference, as integers: ``fusedopt verify``.
 
 Gradients span 1e-20 to 1e+20 (as far as the dtype reaches) and include zeros of both signs,
-subnormals, infinities and NaN. Two NaN are equal whatever their payload; everything else must be
-equal in every bit.
+subnormals, infinities and NaN. Two NaN are equal whatever their payload, which IEEE 754 leaves to
+the processor; everything else must be equal in every bit.
 
 The second measure is accuracy: one step from the same parameters and state is repeated by the
 reference in a wider type, and the distance of the new parameter is counted in units in the last

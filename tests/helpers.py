@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import torch
 
@@ -34,6 +37,20 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
     """The elements of a tensor as integers, in the order of its indices."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().cpu().contiguous().view(kind).numpy()
+
+
+def run_python(code, timeout=120):
+    """Runs code in another process, which has to end well."""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
 
 
 def scaled_step(optimizer, scale=None, found_inf=0.0):

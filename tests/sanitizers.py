@@ -32,6 +32,7 @@ BUILD = ROOT / "build" / "sanitize"
 TESTS = [
     "test_amp.py",
     "test_attach.py",
+    "test_forks.py",
     "test_layouts.py",
     "test_long_runs.py",
     "test_processes.py",
@@ -71,7 +72,7 @@ SANITIZERS = [
         "data race",
         "libtsan.so",
         {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:exitcode=66"},
-        ["test_runtime.py", "test_processes.py"],
+        ["test_forks.py", "test_runtime.py", "test_processes.py"],
     ),
 ]
 

@@ -21,7 +21,7 @@ from fusedopt.verify import (
     to_array,
     verify_case,
 )
-from helpers import ISAS, bits
+from helpers import ISAS, bits, scaled_step
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 
@@ -168,6 +168,44 @@ def test_16_bit_nan_of_the_largest_payload(engine, dtype):
             optimizer.step()
     assert param.isnan().all()
     assert optimizer.state[param]["momentum_buffer"].isnan().all()
+
+
+NANS = np.array([0x7FC00000, 0xFFC00000, 0x7F800001, 0xFF812345, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32)
+NARROW_NAN = 0x7FFF
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("engine", [*ISAS, "emulated CUDA"])
+def test_every_16_bit_nan_that_is_stored_is_the_same(engine, dtype):
+    """That of PTX, whatever the sign, in whole registers and in what is left behind them."""
+    param = torch.nn.Parameter(torch.ones(531, dtype=dtype))
+    optimizer = fusedopt.Adam([param], maximize=True)
+    grad = torch.tensor([float("inf"), -float("inf"), float("nan"), -float("nan")] * 133)[:531]
+    with emulation() if engine == "emulated CUDA" else isa(engine):
+        for sign in (1, -1):
+            param.grad = (sign * grad).to(dtype)
+            scaled_step(optimizer, 2.0)
+    stored = [
+        param,
+        param.grad,
+        *(optimizer.state[param][name] for name in ("exp_avg", "exp_avg_sq")),
+    ]
+    for tensor in stored:
+        is_nan = tensor.isnan().numpy()
+        assert is_nan.sum() >= 264
+        assert set(bits(tensor)[is_nan]) == {NARROW_NAN}
+
+
+@pytest.mark.parametrize(
+    ("rounding", "narrow"),
+    [
+        (reference.round_bfloat16, lambda x: (x.view(np.uint32) >> 16).astype(np.uint16)),
+        (reference.round_float16, lambda x: x.astype(np.float16).view(np.uint16)),
+    ],
+    ids=["bfloat16", "float16"],
+)
+def test_nan_of_the_reference_in_16_bits(rounding, narrow):
+    assert (narrow(rounding(NANS.view(np.float32))) == NARROW_NAN).all()
 
 
 def test_flush_to_zero_modes_of_the_caller_change_nothing():

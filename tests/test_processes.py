@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 
@@ -14,22 +13,7 @@ import torch
 import fusedopt
 from fusedopt.cases import ROWS
 from fusedopt.verify import threads
-from helpers import bits, snapshot
-
-
-def run_python(code, timeout=120):
-    """Runs code in another process, which has to end well."""
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result
-
+from helpers import bits, run_python, snapshot
 
 # Threads
 
@@ -89,32 +73,6 @@ def test_one_optimizer_whose_state_another_thread_replaces():
 
 
 # Processes
-
-
-def test_steps_in_forked_children_of_forked_children():
-    """Each process steps with what is there, on one thread; the first goes on with several."""
-    run_python("""
-import os, signal, torch, fusedopt
-torch.set_num_threads(4)
-param = torch.nn.Parameter(torch.ones(500_000)); param.grad = torch.ones(500_000)
-optimizer = fusedopt.Adam([param], lr=0.25)
-optimizer.step()
-
-def fork(generations):
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(60)
-        optimizer.step()
-        assert optimizer.state[param]["step"].item() == 5 - generations
-        if generations > 1:
-            fork(generations - 1)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-fork(3)
-optimizer.step()
-assert optimizer.state[param]["step"].item() == 2
-""")
 
 
 def test_hogwild():

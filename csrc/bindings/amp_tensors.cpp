@@ -41,7 +41,13 @@ const float* AmpTensors::find(PyObject* tensor, const char* name, const Device& 
   if (place && place->device != device) {
     local = keep.steal(torch_.to_device(tensor, like).release().ptr());
     copies_.push_back({tensor, device, local});
-    place = torch_.find_number(local);
+    place = torch_.is_tensor(local) ? torch_.find_number(local) : std::nullopt;
+    // Modes of torch, and whoever replaces its functions, may make anything of a copy.
+    if (!place || place->type != NumberType::kFloat32 || place->device != device) {
+      throw Refusal(Refusal::kType, std::string(name) +
+                                        " is on another device than the parameters, and its copy "
+                                        "there is no float32 tensor of one element");
+    }
   }
   if (!place || place->type != NumberType::kFloat32) {
     throw Refusal(Refusal::kType,

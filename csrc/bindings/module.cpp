@@ -9,6 +9,7 @@
 #include "bindings/step.h"
 #include "core/refusal.h"
 #include "cpu/isa.h"
+#include "cpu/threads.h"
 
 namespace fusedopt {
 namespace {
@@ -197,6 +198,7 @@ PYBIND11_MODULE(_native, m) {
       "load_cuda", [] { with_exceptions([] { cuda_engine_of_module(); }); },
       "Loads the CUDA engine, as the first step of a parameter on a GPU does.");
   m.def("use_engine_on_cpu", &use_engine_on_cpu, py::arg("engine"));
+  m.def("is_forked", &cpu::is_forked_process);
   m.def("available_isas", &available_isas);
   m.def("selected_isa", [] { return cpu::selected_isa().isa; });
   m.def(

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <exception>
+#include <iterator>
 
 namespace fusedopt {
 namespace {
@@ -72,22 +74,60 @@ bool find_constant(void* library, const char* name, int32_t& constant) {
   return true;
 }
 
+// The releases of torch whose C++ functions were tried. A later one may give another meaning to
+// their arguments, and calling such a function is no way to find that out.
+struct Release {
+  int major, minor;
+};
+constexpr Release kTriedReleases[] = {{2, 13}};
+
+// Of "2.13.0" and "2.13.1+cu130"; not of "2.13.0a0+git1234567" and "2.13.0rc1", which come ahead of
+// the release, nor of what reads in no such way.
+std::optional<Release> read_release(const std::string& version) {
+  Release release;
+  int patch = 0, length = 0;
+  const int read = std::sscanf(version.c_str(), "%4d.%4d.%4d%n", &release.major, &release.minor,
+                               &patch, &length);
+  const char behind = version.c_str()[length];
+  const bool is_whole = read == 3 && (behind == '\0' || behind == '+');
+  return is_whole ? std::optional(release) : std::nullopt;
+}
+
+bool is_tried(const py::object& torch) {
+  const std::string version = py::str(py::getattr(torch, "__version__", py::none()));
+  const std::optional<Release> release = read_release(version);
+  if (!release) return false;
+  return std::any_of(std::begin(kTriedReleases), std::end(kTriedReleases), [&](Release tried) {
+    return tried.major == release->major && tried.minor == release->minor;
+  });
+}
+
 }  // namespace
 
 void TorchLibrary::attach(const py::object& torch, const DLPackExchangeAPI& table) {
+  try {
+    find_functions(torch, table);
+  } catch (const py::error_already_set& error) {  // the mode that torch is in makes other tensors
+    if (!error.matches(PyExc_Exception)) throw;
+    *this = {};
+  } catch (const ForcedUnwind&) {
+    throw;
+  } catch (...) {  // whatever torch's own functions, or the conversions of what it says, throw
+    *this = {};
+  }
+}
+
+void TorchLibrary::find_functions(const py::object& torch, const DLPackExchangeAPI& table) {
   // torch has loaded it, and never unloads it.
   void* const library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
   if (library == nullptr) return;
-  try {
-    const py::list samples = make_samples(torch);
-    handle_offset_ = find_handle_offset(samples);
-    if (handle_offset_ == 0) return;
-    find_description(library, samples, table);
-    find_negation(library, samples);
-    find_version(library, samples[0]);
-  } catch (const py::error_already_set&) {  // the mode that torch is in makes other tensors
-    *this = {};
-  }
+  const py::list samples = make_samples(torch);
+  handle_offset_ = find_handle_offset(samples);
+  if (handle_offset_ == 0) return;
+  find_description(library, samples, table);
+  if (!is_tried(torch)) return;
+  find_negation(library, samples);
+  find_version(library, samples[0]);
 }
 
 std::vector<std::string> TorchLibrary::answers() const {

@@ -17,7 +17,8 @@ namespace fusedopt {
 class TorchLibrary {
  public:
   // Finds the library's functions and compares what they say of sample tensors with the exchange
-  // table and with Python. A function that is missing or says something else is never called again.
+  // table and with Python. A function that is missing or says something else is never called again,
+  // and none is where the trial itself goes wrong. Passes on what is no error, such as Ctrl-C.
   void attach(const py::object& torch, const DLPackExchangeAPI& table);
 
   // What it can be asked, in words.
@@ -48,6 +49,7 @@ class TorchLibrary {
     DLDataType dtype;
   };
 
+  void find_functions(const py::object& torch, const DLPackExchangeAPI& table);
   void find_description(void* library, const py::list& samples, const DLPackExchangeAPI& table);
   void find_negation(void* library, const py::list& samples);
   void find_version(void* library, const py::object& sample);
@@ -63,7 +65,8 @@ class TorchLibrary {
   std::array<DType, 6> dtypes_{};
   int32_t strided_ = 0, cpu_ = 0, cuda_ = 0;
 
-  // Functions of torch's C++ interface, which promises nothing.
+  // Functions of torch's C++ interface, which promises nothing: called with the versions of torch
+  // that they were tried with, and with no other.
   bool (*is_neg_)(Handle) = nullptr;
   void (*bump_version_)(Handle) = nullptr;
 };

@@ -16,8 +16,11 @@ struct Float16 {
   uint16_t bits;
 };
 
-// Widening is exact. Narrowing rounds to nearest, ties to even; a NaN stays one. The portable forms
-// have no branches, so that compilers vectorise the loops over them.
+// Widening is exact. Narrowing rounds to nearest, ties to even; of every NaN it makes the one of 16
+// bits that a GPU makes, 0x7fff. The portable forms have no branches, so that compilers vectorise
+// the loops over them.
+
+constexpr uint16_t kNarrowNan = 0x7fff;
 
 FUSEDOPT_FN float widen(float value) { return value; }
 FUSEDOPT_FN double widen(double value) { return value; }
@@ -61,7 +64,7 @@ FUSEDOPT_FN BFloat16 narrow<BFloat16>(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
-  return {static_cast<uint16_t>(is_nan ? (bits >> 16 | 0x40) : rounded)};
+  return {static_cast<uint16_t>(is_nan ? kNarrowNan : rounded)};
 #endif
 }
 
@@ -81,8 +84,9 @@ FUSEDOPT_FN Float16 narrow<Float16>(float value) {
   const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) -
                              std::bit_cast<uint32_t>(0.5f);
   const uint32_t finite = magnitude < 0x38800000 ? subnormal : normal;
-  const uint32_t overflowed = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
-  return {static_cast<uint16_t>(sign | (magnitude >= 0x477ff000 ? overflowed : finite))};
+  const uint32_t rounded = sign | (magnitude >= 0x477ff000 ? 0x7c00 : finite);
+  const bool is_nan = magnitude > 0x7f800000;
+  return {static_cast<uint16_t>(is_nan ? kNarrowNan : rounded)};
 #endif
 }
 

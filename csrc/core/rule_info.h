@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <string_view>
 
 #include "core/scalars.h"
@@ -24,6 +27,14 @@ class Hyperparameters {
   virtual uint32_t add_scalars(UpdateList& list, int64_t step, bool in_double) const = 0;
 };
 
+// Whether a field of this type can hold the variants of all rules.
+template <class Field, class Rules = AllRules>
+constexpr bool kHoldsEveryVariant = [] {
+  constexpr auto counts = Rules::map([]<class Rule>() { return kVariantCount<Rule>; });
+  return *std::max_element(counts.begin(), counts.end()) - 1 <= std::numeric_limits<Field>::max();
+}();
+static_assert(kHoldsEveryVariant<decltype(Update::variant)>);
+
 struct RuleInfo {
   const char* name;
   unsigned index;  // in AllRules
@@ -39,7 +50,14 @@ class HyperparametersOf final : public Hyperparameters {
   explicit HyperparametersOf(const typename Rule::Hyper& hyper) : hyper_(hyper) {}
 
   unsigned variant(bool fresh) const override {
-    return Rule::variant(hyper_, fresh) << 1 | (hyper_.has_l2_penalty() ? kL2Penalty : 0u);
+    const unsigned of_rule = Rule::variant(hyper_, fresh);
+    // There is no kernel for another: the CPU would read behind its table, a GPU do nothing.
+    if (of_rule >= Rule::kVariants) {
+      throw std::logic_error("rule '" + std::string(Rule::kName) + "' has variants below " +
+                             std::to_string(unsigned{Rule::kVariants}) + ", not " +
+                             std::to_string(of_rule));
+    }
+    return of_rule << 1 | (hyper_.has_l2_penalty() ? kL2Penalty : 0u);
   }
 
   uint32_t add_scalars(UpdateList& list, int64_t step, bool in_double) const override {

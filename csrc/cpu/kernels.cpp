@@ -3,6 +3,7 @@
 // for another's at link time.
 #include "cpu/kernels.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/rule_info.h"
@@ -58,6 +59,9 @@ constexpr auto kKernels = kernels_of<Rule>(std::make_index_sequence<2 * kVariant
 struct KernelsOf {
   template <class Rule>
   constexpr const Kernel* operator()() const {
+    static_assert(kKernels<Rule>.size() == 2 * kVariantCount<Rule>);
+    static_assert(std::find(kKernels<Rule>.begin(), kKernels<Rule>.end(), nullptr) ==
+                  kKernels<Rule>.end());
     return &kKernels<Rule>[0];
   }
 };

@@ -20,7 +20,7 @@ struct KernelTable {
   // [rule][2 * variant + in_double]
   std::array<const Kernel*, AllRules::kCount> kernels;
 
-  // Widening is exact; narrowing rounds to nearest, ties to even, NaN to a NaN.
+  // Widening is exact; narrowing rounds to nearest, ties to even, NaN to kNarrowNan.
   void (*widen_bfloat16)(const uint16_t* from, float* to, int64_t n);
   void (*widen_float16)(const uint16_t* from, float* to, int64_t n);
   void (*narrow_bfloat16)(const float* from, uint16_t* to, int64_t n);

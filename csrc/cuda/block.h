@@ -190,8 +190,10 @@ class Block {
     if (thread == 0) *table_.header.arrivals = 0;
   }
 
+  // One of them is it: the host has looked.
   template <class Element>
   FUSEDOPT_FN void select_variant(unsigned thread, const Shared<Rule>& shared) const {
+    static_assert(rule_variant(kVariantCount<Rule> - 1) == Rule::kVariants - 1);
     select_variant<Element>(thread, shared, std::make_index_sequence<Rule::kVariants>{});
   }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/rule_info.h"
+
 namespace fusedopt::cuda {
 namespace {
 
@@ -58,6 +60,7 @@ Entry LaunchPlan::entry_of(const Update& update) const {
   std::copy(update.data.begin(), update.data.end(), entry.data);
   entry.step = update.step;
   entry.numel = update.numel;
+  static_assert(kHoldsEveryVariant<decltype(Kind::variant)>);
   entry.kind = {
       .dtype = update.dtypes[kParam],
       .variant = static_cast<uint8_t>(update.variant),

@@ -21,7 +21,7 @@ int overflow(int number) { return number + std::numeric_limits<int>::max(); }
 int race() {
   int shared = 0;
   volatile int* const number = &shared;
-  fusedopt::cpu::run_parts(2, [&](int part) {
+  fusedopt::cpu::run_parts(2, [&](int part) noexcept {
     for (int i = 0; i < 100000; ++i) *number = *number + part;
   });
   return shared;
@@ -30,7 +30,7 @@ int race() {
 // Each part writes to its own, and the caller reads them when they are done: no fault.
 int sum_of_parts() {
   int numbers[2] = {};
-  fusedopt::cpu::run_parts(2, [&](int part) { numbers[part] += part + 1; });
+  fusedopt::cpu::run_parts(2, [&](int part) noexcept { numbers[part] += part + 1; });
   return numbers[0] + numbers[1];
 }
 
