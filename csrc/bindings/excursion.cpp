@@ -12,7 +12,9 @@ PyObject* const kCopyName = intern("copy_");
 // What is on the optimizer: the excursion's name and the list of what was saved. Null without one.
 py::object current(const py::object& optimizer) {
   const py::object attributes = take(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
-  return py::reinterpret_borrow<py::object>(find_item(attributes.ptr(), kKey));
+  PyObject* const excursion = PyDict_GetItemWithError(attributes.ptr(), kKey);
+  if (excursion == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  return py::reinterpret_borrow<py::object>(excursion);
 }
 
 void set_current(const py::object& optimizer, const py::object& excursion) {

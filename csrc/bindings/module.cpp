@@ -143,9 +143,11 @@ class BorrowedMemory {
 };
 thread_local std::vector<BorrowedMemory::Spare> BorrowedMemory::spares_;
 
-void step(const std::string& rule, const py::object& param_groups, const py::object& state,
-          const py::object& create_state, const py::object& grad_scale,
-          const py::object& found_inf) {
+// Gathers a step and has `act` do something with it. Errors say where in the groups they arose.
+template <class Act>
+void with_step(const std::string& rule, const py::object& param_groups, const py::object& state,
+               const py::object& create_state, const py::object& grad_scale,
+               const py::object& found_inf, Act act) {
   BorrowedMemory borrowed(state.ptr());
   StepMemory& memory = *borrowed;
   with_exceptions(
@@ -154,18 +156,22 @@ void step(const std::string& rule, const py::object& param_groups, const py::obj
         Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), amp, memory);
         step.gather(param_groups.ptr());
         memory.location = {};
-        step.run();
+        act(step);
       },
       [&] { return describe(memory.location, memory); });
+}
+
+void step(const std::string& rule, const py::object& param_groups, const py::object& state,
+          const py::object& create_state, const py::object& grad_scale,
+          const py::object& found_inf) {
+  with_step(rule, param_groups, state, create_state, grad_scale, found_inf,
+            [](Step& step) { step.run(); });
 }
 
 // Refuses what step() would refuse, and writes nothing.
 void check_step(const std::string& rule, const py::object& param_groups, const py::object& state,
                 const py::object& create_state) {
-  BorrowedMemory memory;
-  const AmpTensors amp(Py_None, Py_None, torch_tensors());
-  Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), amp, *memory);
-  with_exceptions([&] { step.gather(param_groups.ptr()); }, [&] { return step.location(); });
+  with_step(rule, param_groups, state, create_state, py::none(), py::none(), [](Step&) {});
 }
 
 std::vector<std::string> available_isas() {
