@@ -39,6 +39,9 @@ OF_EVERYTHING = (
     "test_modes.py",
     "test_at_iterate.py",
     "test_attach.py",
+    "test_shared_memory.py",
+    "test_new_states.py",
+    "test_python_code.py",
 )
 SECONDS = 900
 
@@ -88,10 +91,10 @@ MUTANTS = [
         "csrc/rules/adam.h",
         (
             "betas swapped",
-            'hyper.beta1 = options.below_one("betas", 0);\n'
-            '    hyper.beta2 = options.below_one("betas", 1);',
-            'hyper.beta2 = options.below_one("betas", 0);\n'
-            '    hyper.beta1 = options.below_one("betas", 1);',
+            'hyper.beta1 = options.below_one("betas", 0, 2);\n'
+            '    hyper.beta2 = options.below_one("betas", 1, 2);',
+            'hyper.beta2 = options.below_one("betas", 0, 2);\n'
+            '    hyper.beta1 = options.below_one("betas", 1, 2);',
         ),
         (
             "epsilon inside the root",
@@ -150,8 +153,29 @@ MUTANTS = [
         ("float16 without subnormals", "magnitude < 0x38800000 ? subnormal", "false ? subnormal"),
     ),
     *rule(
+        "csrc/core/memory_range.cpp",
+        ("shared memory not seen", "ranges_[a].end > ranges_[b].begin", "false"),
+        ("neighbours share memory", "ranges_[a].end > ranges_[b].begin",
+         "ranges_[a].end >= ranges_[b].begin"),
+        ("gradient in a parameter not seen",
+         "return next != by_address_.end() && !begins_behind(*next);", "return false;"),
+        ("a range that has moved", "(hint == 0 || ends_before(by_address_[hint - 1]))", "true"),
+        ("written before it is read", "free.to_write = std::max(free.to_write, round + 1);",
+         "if (access->writes) free.to_write = round + 1;"),
+        ("read before it is written", "if (access->writes) free.to_read = free.to_write;", ""),
+    ),
+    *rule(
+        "csrc/core/memory_range.h",
+        ("last step's ranges", "      ranges_[count_] = range;\n      is_sorted_ = false;",
+         "      ranges_[count_] = range;"),
+    ),
+    *rule(
         "csrc/core/update_list.cpp",
-        ("shared memory not seen", "  return !in_order();", "  return false;"),
+        ("shared gradient divided twice", "!(are_grads && is_written(kGrad))", "true"),
+        ("gaps taken for elements", "a.range.begin == b.range.begin || (is_dense(a) && is_dense(b))",
+         "true"),
+        ("all in the first round", "round_of[u] = plan.earliest(accesses, count);",
+         "round_of[u] = 0;"),
     ),
     *rule(
         "csrc/core/layout.cpp",
@@ -163,7 +187,7 @@ MUTANTS = [
         ("last element skipped", "list.scalars(update), end - begin)",
          "list.scalars(update), end - begin - 1)"),
         ("last part of a thread skipped", "u == end.update ? end.element", "u == end.update ? 0"),
-        ("scale ignored", "update.direct && list.amp().grad_scale == nullptr", "update.direct"),
+        ("scale ignored", "!update.direct || list.amp().grad_scale != nullptr", "!update.direct"),
     ),
     *rule(
         "csrc/cpu/staging.cpp",
@@ -173,6 +197,7 @@ MUTANTS = [
         ("strides ignored", "const int64_t stride = walk.inner_stride(k);",
          "const int64_t stride = 1;"),
         ("quotient not stored", "(operand != kGrad || grad_scale != nullptr)", "operand != kGrad"),
+        ("new states not begun", "if (!is_there(k)) fill(", "if (false) fill("),
     ),
     *rule(
         "csrc/cpu/convert.h",
@@ -183,14 +208,18 @@ MUTANTS = [
     ),
     *rule(
         "csrc/bindings/step.cpp",
-        ("skip ignored", "  if (is_skipped_) return;\n", ""),
+        ("skip ignored", "  if (is_skipped_) return;\n  const", "  const"),
         ("step counted twice", "place.type, count.value)", "place.type, count.value + 1)"),
-        ("states published early", "    add_update(memory_.params[i]);",
-         "    for (const NewState& state : memory_.new_states) publish(state);\n"
-         "    add_update(memory_.params[i]);"),
-        ("steps counted early", "    add_update(memory_.params[i]);",
-         "    add_update(memory_.params[i]);\n    count_steps();"),
-        ("versions not counted", "if (!torch_.functions().increment_version(param))", "if (false)"),
+        ("states published early", "  const std::exception_ptr failure = run_lists();",
+         "  for (const ParamPlan& plan : memory_.params) {\n"
+         "    if (plan.has_new_states()) state_.publish(plan);\n"
+         "  }\n"
+         "  const std::exception_ptr failure = run_lists();"),
+        ("a failed step counts", "if (count.list->is_done) store_count", "store_count"),
+        ("states of a failed step", "!plan.has_new_states() || !plan.list->is_done",
+         "!plan.has_new_states()"),
+        ("versions of a failed step", "if (is_done(params[p])) count", "count"),
+        ("one count for two", "  if (!overlap) return;\n", "  return;\n"),
         ("scalars of another parameter", "latest.step != step || latest.list", "latest.list"),
     ),
     *rule(
@@ -238,12 +267,26 @@ MUTANTS = [
          "load_count(count, kind_.step_type);\n    const uint32_t"),
     ),
     *rule(
+        "csrc/bindings/optimizer_state.cpp",
+        ("a new state of any kind", "if (!torch_.is_tensor(tensor)) {\n    throw Refusal("
+         "Refusal::kType, \"new", "if (false) {\n    throw Refusal(Refusal::kType, \"new"),
+    ),
+    *rule(
+        "csrc/bindings/torch_tensors.cpp",
+        ("versions not counted", "if (!library_.increment_version(tensor)) left", "if (false) left"),
+    ),
+    *rule(
+        "csrc/bindings/group_walk.cpp",
+        ("versions of states not counted", "if (is_written) memory_.touched",
+         "if (operand == kParam) memory_.touched"),
+    ),
+    *rule(
         "fusedopt/sgd.py",
-        ("first buffer of +0", ".fill_(-0.0)", ".fill_(0.0)"),
+        ("first buffer of +0", "return -0.0", "return 0.0"),
     ),
     *rule(
         "fusedopt/adagrad.py",
-        ("sum begins with 0", 'state.fill_(group["initial_accumulator_value"])', "state"),
+        ("sum begins with 0", 'return float(group["initial_accumulator_value"])', "return 0.0"),
     ),
     *rule(
         "fusedopt/optimizer.py",
