@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 import fusedopt
+from emulation import emulation
+from fusedopt import reference
 from fusedopt.cases import CASES
-from helpers import bits
+from fusedopt.verify import count_mismatches, to_array
+from helpers import bits, scaled_step
 
 INF, NAN = float("inf"), float("nan")
 IN_TORCH = [case for case in CASES if case.row.torch_optimizer]
@@ -70,6 +74,29 @@ def test_a_learning_rate_of_zero_leaves_parameters_but_not_states(case):
             assert value.item() == 3
         elif name != "velocity":  # has the learning rate in it
             assert value.count_nonzero() > 0, name
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [INF, 1e300])
+@pytest.mark.parametrize("engine", ["cpu", "emulated", "emulated, scaled"])
+def test_a_momentum_of_infinity_copies_the_first_gradient(engine, momentum, nesterov):
+    """And multiplies it later; 1e300 is infinite in float32."""
+    options = {"lr": 0.5, "momentum": momentum, "nesterov": nesterov}
+    param = torch.nn.Parameter(torch.linspace(-2, 2, 3))
+    optimizer = fusedopt.SGD([param], **options)
+    expected, state = param.detach().numpy().copy(), {}
+    with contextlib.nullcontext() if engine == "cpu" else emulation():
+        for grad in torch.tensor([[0.0, 1.0, -1.0], [1.0, 1.0, -1.0]]):
+            param.grad = grad.clone()
+            expected, state = reference.sgd(expected, grad.numpy(), state, **options)
+            if engine == "emulated, scaled":
+                scaled_step(optimizer, 1.0)
+            else:
+                optimizer.step()
+            assert count_mismatches(to_array(param), expected) == 0
+            found = to_array(optimizer.state[param]["momentum_buffer"])
+            assert count_mismatches(found, state["momentum_buffer"]) == 0
+    assert np.isfinite(state["momentum_buffer"]).sum() == 0
 
 
 @pytest.mark.skipif(

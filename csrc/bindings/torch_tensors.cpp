@@ -1,5 +1,7 @@
 #include "bindings/torch_tensors.h"
 
+#include <algorithm>
+
 #include "core/refusal.h"
 
 namespace fusedopt {
@@ -61,6 +63,42 @@ const DLPackExchangeAPI* find_exchange_table(const py::object& tensor_type) {
   return api;
 }
 
+bool lacks_memory(const DLTensor& tensor) {
+  return tensor.data == nullptr &&
+         std::find(tensor.shape, tensor.shape + tensor.ndim, 0) == tensor.shape + tensor.ndim;
+}
+
+// Whether torch answers yes to one of its private questions, which another torch may not have.
+bool says(const py::object& module, const char* question, const py::handle& tensor) {
+  if (!py::hasattr(module, question)) return false;
+  return module.attr(question)(tensor).ptr() == Py_True;
+}
+
+// What kind of tensor it is, if of one whose elements are not where a tensor's are; or nothing.
+std::string unusual_kind(const py::handle& tensor) {
+  const py::module_ torch = py::module_::import("torch");
+  const py::object functorch = py::getattr(torch.attr("_C"), "_functorch", py::none());
+  if (says(functorch, "is_functorch_wrapped_tensor", tensor)) {
+    return "a tensor inside of a transform of torch.func (vmap, grad); step outside of it";
+  }
+  if (says(torch, "_is_functional_tensor", tensor)) {
+    return "a functionalized tensor, which records operations and has no memory";
+  }
+  if (says(torch, "_is_zerotensor", tensor)) {
+    return "a zero tensor (torch._efficientzerotensor), which has no memory; clone() gives it some";
+  }
+  if (tensor.attr("is_nested").ptr() == Py_True) {
+    return "a nested tensor; nested tensors are not supported";
+  }
+  const py::object layout = tensor.attr("layout");
+  if (layout.equal(torch.attr("strided"))) return "";
+  const auto name = py::str(layout).cast<std::string>();
+  if (name.find("sparse") == std::string::npos) {
+    return "of layout " + name + ", which is not supported; to_dense() makes a strided tensor";
+  }
+  return "sparse (" + name + "); sparse tensors are not supported";
+}
+
 }  // namespace
 
 void TorchTensors::attach(const py::object& torch, const py::object& local_tensor,
@@ -83,8 +121,19 @@ void TorchTensors::attach(const py::object& torch, const py::object& local_tenso
 
 DLTensor TorchTensors::describe(PyObject* tensor, const char* what) const {
   DLTensor result;
-  if (!try_describe(tensor, result)) refuse(tensor, what);
+  if (!try_describe(tensor, result) || lacks_memory(result)) refuse(tensor, what);
   return result;
+}
+
+DLTensor TorchTensors::describe_gradient(PyObject* grad, const char* what, KeepAlive& keep) const {
+  DLTensor described;
+  if (is_tensor(grad) && try_describe(grad, described)) {
+    if (!lacks_memory(described)) return described;
+    if (says(py::module_::import("torch"), "_is_zerotensor", grad)) {
+      grad = keep.steal(take(PyObject_CallMethod(grad, "clone", nullptr)).release().ptr());
+    }
+  }
+  return describe(grad, what);
 }
 
 bool TorchTensors::try_describe(PyObject* tensor, DLTensor& result) const {
@@ -176,13 +225,13 @@ void TorchTensors::increment_versions(std::span<PyObject* const> tensors) const 
 }
 
 void TorchTensors::refuse(PyObject* tensor, const char* what) const {
-  const py::handle object(tensor);
   const std::string name(what);
-  if (!object.attr("layout").equal(py::module_::import("torch").attr("strided"))) {
-    throw Refusal(Refusal::kRuntime, name + " is sparse (" +
-                                         py::str(object.attr("layout")).cast<std::string>() +
-                                         "); sparse tensors are not supported");
+  if (const std::string kind = unusual_kind(tensor); !kind.empty()) {
+    throw Refusal(Refusal::kRuntime, name + " is " + kind);
   }
+  DLTensor described;
+  if (try_describe(tensor, described)) require_memory(described, what);
+  const py::handle object(tensor);
   throw Refusal(Refusal::kNotImplemented,
                 name + " of type " + py::str(object.attr("dtype")).cast<std::string>() +
                     " on device " + py::str(object.attr("device")).cast<std::string>() +

@@ -35,7 +35,11 @@ class TorchTensors {
   PyObject* unwrap(PyObject* tensor, PyObject* param, bool is_grad, KeepAlive& keep) const;
 
   // Metadata of a plain tensor, valid while it is alive and unchanged. `what` names it in errors.
+  // Throws Refusal if its elements are not in memory as those of a tensor are.
   DLTensor describe(PyObject* tensor, const char* what) const;
+  // Of a gradient that stands for zeros without having any (torch._efficientzerotensor), that of a
+  // copy which has them.
+  DLTensor describe_gradient(PyObject* grad, const char* what, KeepAlive& keep) const;
 
   bool is_tensor(PyObject* object) const;
   // Whether its values are those in memory with the sign flipped. May run Python code.
@@ -65,6 +69,7 @@ class TorchTensors {
 
  private:
   bool try_describe(PyObject* tensor, DLTensor& result) const;
+  // Says why it cannot be described.
   [[noreturn]] void refuse(PyObject* tensor, const char* what) const;
 
   const DLPackExchangeAPI* api_ = nullptr;

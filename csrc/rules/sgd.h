@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <limits>
 
 #include "rules/shared.h"
 
@@ -17,7 +18,7 @@ struct Sgd {
 
   // Fresh: the buffer is new and becomes a copy of the gradient, undampened. A new buffer holds -0,
   // from which the formula makes that copy by itself where nothing is dampened: momentum * -0 +
-  // 1 * grad is grad, whatever its sign.
+  // 1 * grad is grad, whatever its sign, unless momentum is infinite in the type of the arithmetic.
   enum : unsigned { kPlain, kMomentum, kNesterov, kFreshMomentum, kFreshNesterov, kVariants };
 
   struct Hyper : SharedHyper {
@@ -37,7 +38,8 @@ struct Sgd {
 
   static unsigned variant(const Hyper& hyper, bool fresh) {
     if (hyper.momentum == 0) return kPlain;
-    const bool copies = fresh && hyper.dampening != 0;
+    const bool may_be_infinite = hyper.momentum > std::numeric_limits<float>::max();
+    const bool copies = fresh && (hyper.dampening != 0 || may_be_infinite);
     if (hyper.nesterov) return copies ? kFreshNesterov : kNesterov;
     return copies ? kFreshMomentum : kMomentum;
   }
