@@ -99,7 +99,8 @@ void Step::add_update(ParamPlan& plan) {
     if (plan.operands[k] == nullptr) continue;
     const char* const name = rule_.info.operand_names[k];
     if (k != kGrad) torch_.refuse_negated_view(plan.operands[k], name);
-    views[k] = to_view(torch_.describe(plan.operands[k], name), name);
+    views[k] = to_view(
+        k == kGrad ? describe_gradient(plan) : torch_.describe(plan.operands[k], name), name);
     operands[k] = &views[k];
   }
   validate(operands, rule_.info.operand_names);
@@ -124,6 +125,17 @@ void Step::add_update(ParamPlan& plan) {
   if (plan.has_new_states()) plan_new_states(plan, list, update);
   list.params.push_back(static_cast<uint32_t>(&plan - memory_.params.data()));
   list.updates.add(update, operands);
+}
+
+DLTensor Step::describe_gradient(ParamPlan& plan) {
+  PyObject*& grad = plan.operands[kGrad];
+  DLTensor described;
+  if (torch_.describe_memory(grad, described)) return described;
+  if (PyObject* const copy = torch_.copy_of_zeros(grad, memory_.keep)) {
+    grad = copy;
+    is_stale_ = true;
+  }
+  return torch_.describe(grad, rule_.info.operand_names[kGrad]);
 }
 
 // Who derives the scalars: the engine, where the host cannot know them; or else the host.

@@ -27,6 +27,7 @@ class Step {
   void describe_all();
   void prefetch(size_t index) const;
   void add_update(ParamPlan& plan);
+  DLTensor describe_gradient(ParamPlan& plan);
   void plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step);
   void plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step);
   void plan_new_states(const ParamPlan& plan, const DeviceUpdates& list, Update& update);

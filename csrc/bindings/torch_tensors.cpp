@@ -121,19 +121,17 @@ void TorchTensors::attach(const py::object& torch, const py::object& local_tenso
 
 DLTensor TorchTensors::describe(PyObject* tensor, const char* what) const {
   DLTensor result;
-  if (!try_describe(tensor, result) || lacks_memory(result)) refuse(tensor, what);
+  if (!describe_memory(tensor, result)) refuse(tensor, what);
   return result;
 }
 
-DLTensor TorchTensors::describe_gradient(PyObject* grad, const char* what, KeepAlive& keep) const {
-  DLTensor described;
-  if (is_tensor(grad) && try_describe(grad, described)) {
-    if (!lacks_memory(described)) return described;
-    if (says(py::module_::import("torch"), "_is_zerotensor", grad)) {
-      grad = keep.steal(take(PyObject_CallMethod(grad, "clone", nullptr)).release().ptr());
-    }
-  }
-  return describe(grad, what);
+bool TorchTensors::describe_memory(PyObject* tensor, DLTensor& result) const {
+  return try_describe(tensor, result) && !lacks_memory(result);
+}
+
+PyObject* TorchTensors::copy_of_zeros(PyObject* tensor, KeepAlive& keep) const {
+  if (!says(py::module_::import("torch"), "_is_zerotensor", tensor)) return nullptr;
+  return keep.steal(take(PyObject_CallMethod(tensor, "clone", nullptr)).release().ptr());
 }
 
 bool TorchTensors::try_describe(PyObject* tensor, DLTensor& result) const {

@@ -37,9 +37,11 @@ class TorchTensors {
   // Metadata of a plain tensor, valid while it is alive and unchanged. `what` names it in errors.
   // Throws Refusal if its elements are not in memory as those of a tensor are.
   DLTensor describe(PyObject* tensor, const char* what) const;
-  // Of a gradient that stands for zeros without having any (torch._efficientzerotensor), that of a
-  // copy which has them.
-  DLTensor describe_gradient(PyObject* grad, const char* what, KeepAlive& keep) const;
+  // The same, or false instead of a refusal.
+  bool describe_memory(PyObject* tensor, DLTensor& result) const;
+  // A copy that has memory of a tensor that stands for zeros without having any
+  // (torch._efficientzerotensor); null for any other tensor.
+  PyObject* copy_of_zeros(PyObject* tensor, KeepAlive& keep) const;
 
   bool is_tensor(PyObject* object) const;
   // Whether its values are those in memory with the sign flipped. May run Python code.
