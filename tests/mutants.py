@@ -172,8 +172,8 @@ MUTANTS = [
     *rule(
         "csrc/core/update_list.cpp",
         ("shared gradient divided twice", "!(are_grads && is_written(kGrad))", "true"),
-        ("gaps taken for elements", "a.range.begin == b.range.begin || (is_dense(a) && is_dense(b))",
-         "true"),
+        ("gaps taken for elements", "return a.range.begin == b.range.begin || (is_dense(a) &&",
+         "return true || (is_dense(a) &&"),
         ("all in the first round", "round_of[u] = plan.earliest(accesses, count);",
          "round_of[u] = 0;"),
     ),
@@ -273,7 +273,8 @@ MUTANTS = [
     ),
     *rule(
         "csrc/bindings/torch_tensors.cpp",
-        ("versions not counted", "if (!library_.increment_version(tensor)) left", "if (false) left"),
+        ("versions not counted", "if (!library_.increment_version(tensor)) left.append",
+         "if (false) left.append"),
     ),
     *rule(
         "csrc/bindings/group_walk.cpp",
