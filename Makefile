@@ -8,13 +8,14 @@ SOURCES := $(shell find csrc cmake fusedopt benchmarks tests/native -type f -not
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize mutants \
-        ecosystem pictures wheel docs docs-serve clean
+        soak ecosystem pictures wheel docs docs-serve clean
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
 	@echo "make bench-full  the whole benchmark (six minutes), into benchmarks/results/local.json"
 	@echo "make test        build and run the tests"
 	@echo "make mutants     build deliberate faults, one after the other, and see that tests find them"
+	@echo "make soak        everything at once, for MINUTES=20: threads, forks, signals, checkpoints"
 	@echo "make ecosystem   train with transformers, accelerate and lightning (about a minute)"
 	@echo "make pictures    draw docs/pictures anew (about two minutes)"
 	@echo "make wheel       build sdist and wheel without CUDA into dist/, try the wheel (five minutes)"
@@ -52,6 +53,11 @@ MUTANTS ?=
 mutants: install
 	$(BIN)/pip install --quiet --constraint constraints.txt cmake ninja 'pybind11>=2.13'
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/mutants.py $(MUTANTS)
+
+MINUTES ?= 20
+soak: install
+	$(BIN)/python tests/soak.py $(MINUTES)
+
 # The installed package is left as it is: pip only adds what its extra names.
 $(VENV)/ecosystem: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt 'fusedopt[ecosystem]'

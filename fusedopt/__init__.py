@@ -7,7 +7,8 @@ The classes replace those of ``torch.optim`` by name. Importing the package impo
 that both share one OpenMP runtime, and selects the fastest instruction set that the CPU has, or the
 one that the environment variable ``FUSEDOPT_ISA`` names, in capitals or not; empty it names none.
 ``FUSEDOPT_TORCH_LIBRARY=0`` has tensors read through torch's exchange table and Python alone:
-slower, and with the same results.
+slower, and with the same results. ``FUSEDOPT_HUGE_PAGES=1`` asks the system for huge pages under
+large new states.
 """
 
 import os
@@ -24,7 +25,7 @@ from fusedopt.adadelta import Adadelta
 from fusedopt.adagrad import Adagrad
 from fusedopt.adam import Adam, AdamW
 from fusedopt.convert import from_torch
-from fusedopt.environment import USES_TORCH_LIBRARY
+from fusedopt.environment import USES_HUGE_PAGES, USES_TORCH_LIBRARY
 from fusedopt.momentum import Momentum, Nesterov
 from fusedopt.optimizer import FusedOptimizer, local_tensor
 from fusedopt.rmsprop import RMSprop
@@ -47,6 +48,7 @@ __version__ = _version("fusedopt")
 
 with torch.inference_mode(False):
     _native.attach(torch, local_tensor, USES_TORCH_LIBRARY)
+_native.use_huge_pages(USES_HUGE_PAGES)
 if _isa := os.environ.get("FUSEDOPT_ISA", "").strip().lower():
     try:
         _native.select_isa(_isa)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import fusedopt
 from fusedopt import _native
-from fusedopt.environment import USES_TORCH_LIBRARY
+from fusedopt.environment import USES_HUGE_PAGES, USES_TORCH_LIBRARY
 
 
 def collect() -> dict[str, str]:
@@ -28,6 +28,7 @@ def collect() -> dict[str, str]:
         "available": ", ".join(_native.available_isas()),
         "threads": str(torch.get_num_threads()),
         "torch's library tells": answers_of_torch(),
+        "huge pages": huge_pages(),
         "CUDA in fusedopt": cuda_of_fusedopt(),
         "CUDA in torch": f"{torch.version.cuda or 'not built'}, "
         + ("usable" if torch.cuda.is_available() else "not usable"),
@@ -39,6 +40,16 @@ def answers_of_torch() -> str:
     if not USES_TORCH_LIBRARY:
         return "switched off by FUSEDOPT_TORCH_LIBRARY=0"
     return ", ".join(_native.library_answers()) or "nothing"
+
+
+def huge_pages() -> str:
+    """Whether large new states are to be on huge pages, and what the system says to that."""
+    asked = "asked for" if USES_HUGE_PAGES else "not asked for (FUSEDOPT_HUGE_PAGES=1 does)"
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled") as enabled:
+            return f"{asked}; the system: {enabled.read().strip()}"
+    except OSError:
+        return f"{asked}; the system has none"
 
 
 def cuda_of_fusedopt() -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
+import fusedopt
 from fusedopt import _native
 
 ISAS = _native.available_isas()
@@ -43,7 +45,7 @@ def run_python(code, timeout=120):
     """Runs code in another process, which has to end well."""
     result = subprocess.run(
         [sys.executable, "-c", code],
-        cwd="/",
+        cwd=Path(fusedopt.__file__).parents[1],  # the package that is tested
         capture_output=True,
         text=True,
         timeout=timeout,

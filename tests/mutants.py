@@ -38,11 +38,13 @@ OF_EVERYTHING = (
     "test_hooks.py",
     "test_modes.py",
     "test_at_iterate.py",
+    "test_values.py",
     "test_attach.py",
     "test_shared_memory.py",
     "test_new_states.py",
     "test_python_code.py",
 )
+OF_THREADS = ("test_forks.py",)
 SECONDS = 900
 
 
@@ -65,6 +67,8 @@ class Mutant:
 
     @property
     def tests(self) -> tuple[str, ...]:
+        if self.file == "csrc/cpu/threads.cpp":
+            return OF_THREADS
         return OF_CUDA if self.file.startswith("csrc/cuda/") else OF_EVERYTHING
 
 
@@ -119,6 +123,8 @@ MUTANTS = [
             "variant == kNesterov || variant == kFreshNesterov",
             "false",
         ),
+        ("first buffer times infinity", "hyper.dampening != 0 || may_be_infinite",
+         "hyper.dampening != 0"),
         ("nesterov's first step", "copies ? kFreshNesterov : kNesterov", "kNesterov"),
     ),
     *rule(
@@ -207,6 +213,22 @@ MUTANTS = [
          "_mm256_mask_mov_epi16(narrow, 0,"),
     ),
     *rule(
+        "csrc/cpu/threads.cpp",
+        ("forks not seen", "[] { is_forked = true; }", "[] {}"),
+        ("forks ahead of the import not seen", "is_forked = was_forked_before();",
+         "is_forked = false;"),
+        ("parts without a thread left out",
+         "  for (; part < parts; ++part) run_part(part, work);\n  for (std::thread",
+         "  for (std::thread"),
+        ("forked children on one thread", "} else if (is_forked) {\n    run_on_new_threads(parts",
+         "} else if (is_forked) {\n    for (int part = 0; part < parts; ++part) run_part(part"),
+    ),
+    *rule(
+        "csrc/bindings/amp_tensors.cpp",
+        ("number left elsewhere",
+         "!place || place->type != NumberType::kFloat32 || place->device != device", "!place"),
+    ),
+    *rule(
         "csrc/bindings/step.cpp",
         ("skip ignored", "  if (is_skipped_) return;\n  const", "  const"),
         ("step counted twice", "place.type, count.value)", "place.type, count.value + 1)"),
@@ -236,6 +258,8 @@ MUTANTS = [
     *rule(
         "csrc/bindings/torch_library.cpp",
         ("any device is the CPU", "if (type == cpu_)", "if (true)"),
+        ("release not looked at", "if (!is_tried(torch)) return;", ""),
+        ("failed trial not forgotten", "catch (...) {", "catch (const Release&) {"),
         ("negation not seen", "return is_neg_(handle_of(tensor));", "return false;"),
         ("samples not compared", "describe(sample.ptr(), found) && is_same(expected, found)",
          "(describe(sample.ptr(), found) || is_same(expected, found))"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 import fusedopt
 from emulation import emulation
+from fusedopt import _native
 from fusedopt.cases import CASES, DTYPES, ROWS
 from fusedopt.verify import threads
 from helpers import Guarded, bits, content, scaled_step, snapshot
@@ -230,15 +232,30 @@ def huge_pages_of(tensor):
 
 def huge_pages_are_there():
     path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    return path.exists() and "[never]" not in path.read_text()
+    return path.exists() and "[madvise]" in path.read_text()
 
 
 @pytest.mark.skipif(not huge_pages_are_there(), reason="the system gives no huge pages")
-def test_large_states_are_on_huge_pages():
-    param = torch.nn.Parameter(torch.ones(30_000_000))
-    param.grad = torch.ones(30_000_000)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_large_states_are_on_huge_pages_if_wanted(wanted):
+    param = torch.nn.Parameter(torch.ones(10_000_000))
+    param.grad = torch.ones(10_000_000)
     optimizer = fusedopt.SGD([param], lr=0.5, momentum=0.9)
-    optimizer.step()
+    _native.use_huge_pages(wanted)
+    try:
+        optimizer.step()
+    finally:
+        _native.use_huge_pages(False)
     buffer = optimizer.state[param]["momentum_buffer"]
-    assert huge_pages_of(buffer) > buffer.nbytes // 2
+    assert (huge_pages_of(buffer) > buffer.nbytes // 2) == wanted
     assert np.array_equal(bits(buffer), bits(param.grad))
+
+
+def test_huge_pages_are_asked_for_by_environment():
+    code = "from fusedopt.info import collect; print(collect()['huge pages'])"
+    for value, said in (("1", "asked for;"), ("0", "not asked for")):
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=120,
+            env={**os.environ, "FUSEDOPT_HUGE_PAGES": value},
+        )  # fmt: skip
+        assert result.stdout.startswith(said), result.stdout + result.stderr

@@ -9,6 +9,7 @@
 #include "bindings/step.h"
 #include "core/refusal.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/threads.h"
 
 namespace fusedopt {
@@ -205,6 +206,7 @@ PYBIND11_MODULE(_native, m) {
       "Loads the CUDA engine, as the first step of a parameter on a GPU does.");
   m.def("use_engine_on_cpu", &use_engine_on_cpu, py::arg("engine"));
   m.def("is_forked", &cpu::is_forked_process);
+  m.def("use_huge_pages", &cpu::use_huge_pages, py::arg("wanted"));
   m.def("available_isas", &available_isas);
   m.def("selected_isa", [] { return cpu::selected_isa().isa; });
   m.def(

@@ -28,6 +28,8 @@ size_t stack_size() {
   return size;
 }
 
+bool huge_pages_are_wanted = false;
+
 // The largest region that this thread has begun; OpenMP keeps its threads.
 thread_local int most_threads = 1;
 
@@ -35,13 +37,15 @@ thread_local int most_threads = 1;
 
 void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t size) {
 #if defined(MADV_HUGEPAGE)
-  if (size < kLarge) return;
+  if (size < kLarge || !huge_pages_are_wanted) return;
   const auto begin = reinterpret_cast<uintptr_t>(memory);
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t last = (begin + size) / kHugePage * kHugePage;
   (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
+
+void use_huge_pages(bool wanted) { huge_pages_are_wanted = wanted; }
 
 bool can_start_threads(int threads) {
   if (threads <= most_threads) return true;
