@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import gc
+import sys
 
 import pytest
 import torch
@@ -105,6 +106,25 @@ def test_an_option_in_a_sequence_that_is_freed_with_it():
     group["betas"] = [Rate(free, 2.0), 0.5]
     with pytest.raises(ValueError, match=r"invalid betas\[0\]: <.*Rate object"):
         optimizer.step()
+
+
+def test_a_step_holds_the_options_that_it_has_read():
+    """What is on a GPU is read by a kernel that is launched later."""
+    counts = []
+
+    class Counting(fusedopt.Adam):
+        def _create_state(self, name, param, group):
+            counts.append([sys.getrefcount(option) for option in held])
+            return super()._create_state(name, param, group)
+
+    (param,) = tensors()
+    held = [torch.tensor(0.5), torch.tensor(0.25), torch.tensor(0.75)]
+    optimizer = Counting([param], lr=held[0], foreach=False)
+    optimizer.param_groups[0]["betas"] = (held[1], held[2])
+    before = [sys.getrefcount(option) for option in held]
+    optimizer.step()
+    assert all(now > then for now, then in zip(counts[0], before, strict=True))
+    assert [sys.getrefcount(option) for option in held] == before
 
 
 def test_an_option_that_cannot_be_shown():

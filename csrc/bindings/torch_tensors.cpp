@@ -214,12 +214,13 @@ int TorchTensors::num_threads() const {
 }
 
 void TorchTensors::increment_versions(std::span<PyObject* const> tensors) const {
-  py::list left;
+  py::object left;
   for (PyObject* tensor : tensors) {
-    if (!library_.increment_version(tensor)) left.append(py::handle(tensor));
+    if (library_.increment_version(tensor)) continue;
+    if (!left) left = py::list();
+    if (PyList_Append(left.ptr(), tensor) != 0) throw py::error_already_set();
   }
-  if (left.empty()) return;
-  take(PyObject_CallOneArg(increment_version_.ptr(), left.ptr()));
+  if (left) take(PyObject_CallOneArg(increment_version_.ptr(), left.ptr()));
 }
 
 void TorchTensors::refuse(PyObject* tensor, const char* what) const {
