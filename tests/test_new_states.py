@@ -196,22 +196,23 @@ def test_a_state_that_an_option_adds_joins_those_that_are_there():
 # Where and by whom
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_new_optimizer_in_a_forked_child(row):
+def test_a_new_optimizer_in_a_forked_child():
     """torch's threads are gone there, and its own passes over large tensors would wait for them."""
-    options = "momentum=0.9" if row.name == "SGD" else ""
-    code = f"""
+    code = """
 import os, signal, torch, fusedopt
+from fusedopt.cases import ROWS
 torch.set_num_threads(2)
 param = torch.nn.Parameter(torch.ones(3_000_000)); param.grad = torch.ones(3_000_000)
 torch.ones(3_000_000).add_(1)
-pid = os.fork()
-if pid == 0:
-    signal.alarm(60)
-    optimizer = fusedopt.{row.name}([param], {options})
-    optimizer.step()
-    os._exit(0)
-assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+ROWS[0].optimizer([param])  # torch imports more when it makes the first one
+for row in ROWS:
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        optimizer = row.optimizer([param], **({"momentum": 0.9} if row.name == "SGD" else {}))
+        optimizer.step()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, row.name
 """
     root = Path(fusedopt.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
@@ -255,9 +256,8 @@ def test_large_states_are_on_huge_pages_if_wanted(wanted):
 
 def test_huge_pages_are_asked_for_by_environment():
     code = "from fusedopt.info import collect; print(collect()['huge pages'])"
-    for value, said in (("1", "asked for;"), ("0", "not asked for")):
-        result = subprocess.run(
-            [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=120,
-            env={**os.environ, "FUSEDOPT_HUGE_PAGES": value},
-        )  # fmt: skip
-        assert result.stdout.startswith(said), result.stdout + result.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=120,
+        env={**os.environ, "FUSEDOPT_HUGE_PAGES": "1"},
+    )  # fmt: skip
+    assert result.stdout.startswith("asked for;"), result.stdout + result.stderr

@@ -46,6 +46,7 @@ class Training:
         self.row = self.rng.choice(ROWS)
         self.options = dict(self.rng.choice(self.row.options))
         self.twins = []
+        self.optimizer = None
         self.optimizer = self.row.optimizer([self.new_group()], **self.options)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
         self.scaler.scale(torch.ones(()))  # makes its tensors
@@ -58,6 +59,8 @@ class Training:
             values = torch.randn(shape, generator=self.generator).to(self.rng.choice(DTYPES))
             params.append(torch.nn.Parameter(lay_out(values, self.rng)))
             self.twins.append(self.row.optimizer([values.clone()], **self.options))
+            if self.optimizer is not None:  # a group that is added has no state, Adagrad's neither
+                self.twins[-1].state.clear()
         return {"params": params}
 
     def pairs(self):
