@@ -177,11 +177,12 @@ MUTANTS = [
     ),
     *rule(
         "csrc/core/update_list.cpp",
-        ("shared gradient divided twice", "!(are_grads && is_written(kGrad))", "true"),
-        ("gaps taken for elements", "return a.range.begin == b.range.begin || (is_dense(a) &&",
-         "return true || (is_dense(a) &&"),
-        ("all in the first round", "round_of[u] = plan.earliest(accesses, count);",
-         "round_of[u] = 0;"),
+        ("shared gradient divided twice", "for (const Touch* earlier : {last, last_dense}) {",
+         "for (const Touch* earlier : {last, last}) {"),
+        ("gaps taken for elements", "(a.range.begin == b.range.begin || (is_dense(a) &&",
+         "(true || (is_dense(a) &&"),
+        ("all in the first round", "round_of_[u] = plan.earliest(accesses, count);",
+         "round_of_[u] = 0;"),
     ),
     *rule(
         "csrc/core/layout.cpp",

@@ -1,6 +1,7 @@
 #include "core/update_list.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 namespace fusedopt {
@@ -42,29 +43,21 @@ MemoryRange UpdateList::range_of(const Update& update, int operand) const {
 
 std::optional<Conflict> UpdateList::arrange() {
   rounds_.clear();
-  sharing_.clear();
   if (!shares_memory()) {
+    sharing_.clear();
+    touches_.clear();
     begin_round(0, updates_.size());
     return std::nullopt;
   }
-  // A cluster: touches one after the other, each of which begins before some earlier one ends.
-  std::optional<Conflict> conflict;
-  std::vector<bool> is_sharing(updates_.size());
-  const std::vector<Touch> touches = touches_by_address();
-  for (size_t first = 0, last; first < touches.size(); first = last) {
-    const char* end = touches[first].range.end;
-    for (last = first + 1; last < touches.size() && touches[last].range.begin < end; ++last) {
-      end = std::max(end, touches[last].range.end);
-    }
-    const Touches cluster(&touches[first], last - first);
-    if (cluster.size() == 1) continue;
-    if (!conflict) conflict = find_conflict(cluster);
-    for (const Touch& touch : cluster) is_sharing[touch.update] = true;
+  std::vector<Touch> touches = touches_by_address();
+  if (touches != touches_ || has_written_grads_ != is_written(kGrad)) {
+    touches_ = std::move(touches);
+    has_written_grads_ = is_written(kGrad);
+    find_sharing();
+    assign_rounds();
   }
-  for (uint32_t u = 0; u < updates_.size(); ++u) {
-    if (is_sharing[u]) sharing_.push_back(u);
-  }
-  if (!conflict) assign_rounds();
+  const std::optional<Conflict> conflict = find_conflict();
+  if (!conflict) sort_into_rounds();
   return conflict;
 }
 
@@ -85,44 +78,33 @@ std::vector<UpdateList::Touch> UpdateList::touches_by_address() const {
       touches.push_back({range_of(updates_[u], k), u, k});
     }
   }
-  std::sort(touches.begin(), touches.end(),
-            [](const Touch& a, const Touch& b) { return a.range.begin < b.range.begin; });
+  std::sort(touches.begin(), touches.end(), [](const Touch& a, const Touch& b) {
+    return std::tuple(a.range.begin, a.update, a.operand) <
+           std::tuple(b.range.begin, b.update, b.operand);
+  });
   return touches;
 }
 
-std::optional<Conflict> UpdateList::find_conflict(Touches cluster) const {
-  for (size_t i = 0; i < cluster.size(); ++i) {
-    const Touch& a = cluster[i];
-    for (size_t j = i + 1; j < cluster.size() && cluster[j].range.begin < a.range.end; ++j) {
-      const Touch& b = cluster[j];
-      if (!conflicts(a, b)) continue;
-      const auto [first, second] = std::minmax(a, b, [](const Touch& x, const Touch& y) {
-        return std::pair(x.update, x.operand) < std::pair(y.update, y.operand);
-      });
-      return Conflict{second.update, first.update, second.operand, first.operand};
+// Those in a cluster: touches one after the other, each of which begins before some earlier one
+// ends.
+void UpdateList::find_sharing() {
+  std::vector<bool> is_sharing(updates_.size());
+  for (size_t first = 0, last; first < touches_.size(); first = last) {
+    const char* end = touches_[first].range.end;
+    for (last = first + 1; last < touches_.size() && touches_[last].range.begin < end; ++last) {
+      end = std::max(end, touches_[last].range.end);
+      is_sharing[touches_[first].update] = is_sharing[touches_[last].update] = true;
     }
   }
-  return std::nullopt;
-}
-
-// Strided operands may lie between each other's elements; only where both have no gaps, or begin at
-// the same element, do they share one for certain. Of two updates only gradients matter, which a
-// scale would divide twice; everything else a loop over the updates would do, too.
-bool UpdateList::conflicts(const Touch& a, const Touch& b) const {
-  const bool is_one_update = a.update == b.update;
-  const bool are_grads = a.operand == kGrad && b.operand == kGrad;
-  if (!is_one_update && !(are_grads && is_written(kGrad))) return false;
-  const auto is_dense = [&](const Touch& touch) {
-    const Update& update = updates_[touch.update];
-    const auto size = static_cast<int64_t>(size_of(update.dtypes[touch.operand]));
-    return touch.range.end - touch.range.begin == update.numel * size;
-  };
-  return a.range.begin == b.range.begin || (is_dense(a) && is_dense(b));
+  sharing_.clear();
+  for (uint32_t u = 0; u < updates_.size(); ++u) {
+    if (is_sharing[u]) sharing_.push_back(u);
+  }
 }
 
 void UpdateList::assign_rounds() {
   RoundPlan plan;
-  std::vector<uint32_t> round_of(updates_.size());
+  round_of_.assign(updates_.size(), 0);
   for (uint32_t u : sharing_) {
     RoundPlan::Access accesses[kMaxOperands];
     size_t count = 0;
@@ -130,10 +112,58 @@ void UpdateList::assign_rounds() {
       if (updates_[u].data[k] == nullptr || updates_[u].numel == 0) continue;
       accesses[count++] = {range_of(updates_[u], k), is_written(k)};
     }
-    round_of[u] = plan.earliest(accesses, count);
-    plan.record(accesses, count, round_of[u]);
+    round_of_[u] = plan.earliest(accesses, count);
+    plan.record(accesses, count, round_of_[u]);
   }
-  const auto round = [&](const Update& update) { return round_of[update.source]; };
+}
+
+bool UpdateList::is_dense(const Touch& touch) const {
+  const Update& update = updates_[touch.update];
+  const auto size = static_cast<int64_t>(size_of(update.dtypes[touch.operand]));
+  return touch.range.end - touch.range.begin == update.numel * size;
+}
+
+// Strided operands may lie between each other's elements; only where both have no gaps, or begin at
+// the same element, do they share one for certain.
+bool UpdateList::share_elements(const Touch& a, const Touch& b) const {
+  return a.range.intersects(b.range) &&
+         (a.range.begin == b.range.begin || (is_dense(a) && is_dense(b)));
+}
+
+// Of two updates only gradients matter, which a scale would divide twice; everything else a loop
+// over the updates would do, too.
+std::optional<Conflict> UpdateList::find_conflict() const {
+  for (uint32_t u : sharing_) {
+    const Update& update = updates_[u];
+    for (int k = 1; k < kMaxOperands; ++k) {
+      for (int j = 0; j < k; ++j) {
+        if (update.data[k] == nullptr || update.data[j] == nullptr) continue;
+        if (share_elements({range_of(update, k), u, k}, {range_of(update, j), u, j})) {
+          return Conflict{u, u, k, j};
+        }
+      }
+    }
+  }
+  if (!is_written(kGrad)) return std::nullopt;
+  // Of ranges in order of their begins, some two without gaps intersect if and only if two
+  // neighbours do.
+  const Touch* last_dense = nullptr;
+  const Touch* last = nullptr;
+  for (const Touch& touch : touches_) {
+    if (touch.operand != kGrad) continue;
+    for (const Touch* earlier : {last, last_dense}) {
+      if (earlier == nullptr || !share_elements(*earlier, touch)) continue;
+      const auto [first, second] = std::minmax(earlier->update, touch.update);
+      return Conflict{second, first, kGrad, kGrad};
+    }
+    last = &touch;
+    if (is_dense(touch)) last_dense = &touch;
+  }
+  return std::nullopt;
+}
+
+void UpdateList::sort_into_rounds() {
+  const auto round = [&](const Update& update) { return round_of_[update.source]; };
   std::stable_sort(updates_.begin(), updates_.end(),
                    [&](const Update& a, const Update& b) { return round(a) < round(b); });
   for (size_t first = 0, last; first < updates_.size(); first = last) {

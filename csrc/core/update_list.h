@@ -122,20 +122,25 @@ class UpdateList {
   static constexpr int64_t kCutAlignment = 64;
 
  private:
+  // The memory of one operand of one update.
   struct Touch {
     MemoryRange range;
     uint32_t update;
     int operand;
+
+    bool operator==(const Touch&) const = default;
   };
-  using Touches = std::span<const Touch>;
 
   MemoryRange range_of(const Update& update, int operand) const;
   bool is_written(int operand) const { return operand != kGrad || amp_.grad_scale != nullptr; }
   bool shares_memory();
   std::vector<Touch> touches_by_address() const;
-  std::optional<Conflict> find_conflict(Touches cluster) const;
-  bool conflicts(const Touch& a, const Touch& b) const;
+  void find_sharing();
   void assign_rounds();
+  std::optional<Conflict> find_conflict() const;
+  bool is_dense(const Touch& touch) const;
+  bool share_elements(const Touch& a, const Touch& b) const;
+  void sort_into_rounds();
   void begin_round(size_t first, size_t count);
 
   unsigned rule_ = 0;
@@ -144,9 +149,14 @@ class UpdateList {
   std::vector<double> scalars_;  // double for its alignment
   std::vector<StridedDim> dims_;
   std::vector<Round> rounds_;
-  std::vector<uint32_t> sharing_;
   RangeSet written_, grads_;
   std::vector<uint32_t> grad_hints_;
+
+  // Where memory is shared: kept from step to step, because it rarely moves.
+  std::vector<Touch> touches_;
+  bool has_written_grads_ = false;
+  std::vector<uint32_t> sharing_;
+  std::vector<uint32_t> round_of_;  // by source
 };
 
 }  // namespace fusedopt
