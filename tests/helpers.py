@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,10 +42,11 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().view(kind).numpy()
 
 
-def run_python(code, timeout=120):
+def run_python(code, timeout=120, **environment):
     """Runs code in another process, which has to end well."""
     result = subprocess.run(
         [sys.executable, "-c", code],
+        env={**os.environ, **environment},
         cwd=Path(fusedopt.__file__).parents[1],  # the package that is tested
         capture_output=True,
         text=True,

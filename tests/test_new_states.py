@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,7 @@ from emulation import emulation
 from fusedopt import _native
 from fusedopt.cases import DTYPES, ROWS
 from fusedopt.verify import threads
-from helpers import Guarded, bits, content, scaled_step, snapshot
+from helpers import Guarded, bits, content, run_python, scaled_step, snapshot
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 
@@ -198,7 +195,7 @@ def test_a_state_that_an_option_adds_joins_those_that_are_there():
 
 def test_a_new_optimizer_in_a_forked_child():
     """torch's threads are gone there, and its own passes over large tensors would wait for them."""
-    code = """
+    run_python("""
 import os, signal, torch, fusedopt
 from fusedopt.cases import ROWS
 torch.set_num_threads(2)
@@ -213,9 +210,7 @@ for row in ROWS:
         optimizer.step()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, row.name
-"""
-    root = Path(fusedopt.__file__).parents[1]
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
+""")
 
 
 def huge_pages_of(tensor):
@@ -256,8 +251,4 @@ def test_large_states_are_on_huge_pages_if_wanted(wanted):
 
 def test_huge_pages_are_asked_for_by_environment():
     code = "from fusedopt.info import collect; print(collect()['huge pages'])"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=120,
-        env={**os.environ, "FUSEDOPT_HUGE_PAGES": "1"},
-    )  # fmt: skip
-    assert result.stdout.startswith("asked for;"), result.stdout + result.stderr
+    assert run_python(code, FUSEDOPT_HUGE_PAGES="1").stdout.startswith("asked for;")
