@@ -108,11 +108,13 @@ def test_a_signal_at_any_time_leaves_the_parameters_at_home():
     try:
         for trial in range(100):
             with contextlib.suppress(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, duration * (trial + 1) / 80)
-                with optimizer.at_iterate():
-                    pass
-                time.sleep(duration)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, duration * (trial + 1) / 80)
+                    with optimizer.at_iterate():
+                        pass
+                    time.sleep(duration)
+                finally:  # in here, where what is late is suppressed as well
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             assert not optimizer._is_at_iterate
             assert_bits(params, before)
     finally:
