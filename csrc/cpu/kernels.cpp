@@ -3,7 +3,6 @@
 // for another's at link time.
 #include "cpu/kernels.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "core/rule_info.h"
@@ -60,8 +59,6 @@ struct KernelsOf {
   template <class Rule>
   constexpr const Kernel* operator()() const {
     static_assert(kKernels<Rule>.size() == 2 * kVariantCount<Rule>);
-    static_assert(std::find(kKernels<Rule>.begin(), kKernels<Rule>.end(), nullptr) ==
-                  kKernels<Rule>.end());
     return &kKernels<Rule>[0];
   }
 };
