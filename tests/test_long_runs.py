@@ -144,7 +144,7 @@ def test_a_device_that_counts_stays_at_the_largest_count(count):
     optimizer, param = after(COUNTING[0], count)
     optimizer.param_groups[0]["capturable"] = True
     step_count = optimizer.state[param]["step"]
-    emulated.configure(False, 0)
+    emulated.configure(False, 0, False)
     _native.use_engine_on_cpu(emulated.engine)
     try:
         for _ in range(3):
