@@ -24,8 +24,14 @@ FUSEDOPT_FN double load_number(const void* data, NumberType type) {
 }
 
 FUSEDOPT_FN int64_t load_count(const void* data, NumberType type) {
-  return type == NumberType::kInt64 ? *static_cast<const int64_t*>(data)
-                                    : static_cast<int64_t>(load_number(data, type));
+  if (type == NumberType::kInt64) return *static_cast<const int64_t*>(data);
+  const double number = load_number(data, type);
+#if !defined(__CUDA_ARCH__)
+  // A count that only a device has looked at may be NaN. C++ leaves its conversion undefined; PTX
+  // does not.
+  if (number != number) return INT64_MIN;
+#endif
+  return static_cast<int64_t>(number);
 }
 
 // The count up to which a number of this type counts without a gap.
