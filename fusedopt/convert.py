@@ -85,6 +85,9 @@ def from_torch(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
     return cast("FusedOptimizer", optimizer)
 
 
+_STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def _check_params(optimizer: torch.optim.Optimizer, group: dict[str, Any], index: int) -> None:
     for position, param in enumerate(group["params"]):
         where = f"parameter group {index}, parameter {position}"
@@ -93,10 +96,8 @@ def _check_params(optimizer: torch.optim.Optimizer, group: dict[str, Any], index
         if param.is_neg():
             raise ValueError(f"{where}: is a negated view of its memory")
         for name, value in optimizer.state.get(param, {}).items():
-            if name != "step" and torch.is_tensor(value) and value.dtype != param.dtype:
-                raise ValueError(
-                    f"{where}: {name} has dtype {value.dtype}, the parameter {param.dtype}"
-                )
+            if name != "step" and torch.is_tensor(value) and value.dtype not in _STATE_DTYPES:
+                raise ValueError(f"{where}: {name} has dtype {value.dtype}, which no kernel reads")
 
 
 def _is_tracked_by_scheduler(optimizer: torch.optim.Optimizer) -> bool:

@@ -1,4 +1,4 @@
-"""Tensors of torch whose elements are not in memory as a tensor's are: refused by their name."""
+"""Tensors of unusual kinds: stepped, or refused by their name."""
 
 from __future__ import annotations
 
@@ -136,8 +136,9 @@ def test_a_gradient_of_a_transform_is_named():
 
 @pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="not in this torch")
 @pytest.mark.parametrize("grad_dtype", [torch.bfloat16, None], ids=str)
-def test_gradients_of_another_dtype_are_named(grad_dtype):
+def test_gradients_of_another_dtype_are_stepped(grad_dtype):
     param = torch.nn.Parameter(ones())
     param.grad_dtype = grad_dtype
     param.grad = ones().bfloat16()
-    refused([param], "the gradient has dtype bfloat16, the parameter has float32")
+    fusedopt.SGD([param], lr=0.5).step()
+    assert torch.equal(param.detach(), ones() - 0.5)

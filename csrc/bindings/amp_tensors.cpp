@@ -6,14 +6,14 @@
 
 namespace fusedopt {
 
-std::pair<AmpScaling, bool> AmpTensors::on_device(const Device& device, PyObject* like,
-                                                  KeepAlive& keep) {
+std::pair<Prologue, bool> AmpTensors::on_device(const Device& device, PyObject* like,
+                                                KeepAlive& keep) {
   const size_t copies_before = copies_.size();
-  const AmpScaling scaling = {
+  const Prologue prologue = {
       .grad_scale = scales() ? find(grad_scale_, "grad_scale", device, like, keep) : nullptr,
       .found_inf = may_skip() ? find(found_inf_, "found_inf", device, like, keep) : nullptr,
   };
-  return {scaling, copies_.size() > copies_before};
+  return {prologue, copies_.size() > copies_before};
 }
 
 std::pair<bool, bool> AmpTensors::found_inf_on_host() {

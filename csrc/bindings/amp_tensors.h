@@ -3,7 +3,7 @@
 #pragma once
 
 #include "bindings/torch_tensors.h"
-#include "core/update_list.h"
+#include "core/prologue.h"
 
 namespace fusedopt {
 
@@ -17,7 +17,7 @@ class AmpTensors {
 
   // Where a device has them, which may mean a copy to it. `like` is a tensor on the device.
   // The second says that torch has copied something, which it does once for each device.
-  std::pair<AmpScaling, bool> on_device(const Device& device, PyObject* like, KeepAlive& keep);
+  std::pair<Prologue, bool> on_device(const Device& device, PyObject* like, KeepAlive& keep);
 
   // Whether something was found. The second says that the device which has found it was waited for.
   std::pair<bool, bool> found_inf_on_host();

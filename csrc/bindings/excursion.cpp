@@ -138,7 +138,7 @@ void end_excursion(const py::object& optimizer) {
 }
 
 void define_excursion(py::module_& module) {
-  py::class_<Excursion>(module, "Excursion",
+  py::class_<Excursion>(module, "Excursion", py::module_local(),
                         "Moves an optimizer's parameters for the length of a `with`.")
       .def(py::init<py::object, std::string, py::object>(), py::arg("optimizer"), py::arg("name"),
            py::arg("prepare"))

@@ -1,5 +1,7 @@
 #include "bindings/group_walk.h"
 
+#include <bit>
+
 #include "core/refusal.h"
 
 namespace fusedopt {
@@ -85,6 +87,7 @@ GroupPlan GroupWalk::read_group(PyObject* group) {
   read_options(plan, GroupOptions::kLeave);
   plan.used_states = rule_.info.used_states(plan.variant);
   plan.required_states = rule_.info.used_states(kNoOptions);
+  plan.operand_count = static_cast<uint8_t>(kFirstState + std::popcount(plan.used_states));
   plan.capturable = is_true(find_item(group, kCapturableKey, memory_.keep));
   return plan;
 }
@@ -112,28 +115,37 @@ void GroupWalk::collect_param(PyObject* param, PyObject* grad) {
   }
   ParamPlan plan{.group_index = location.group, .param_index = location.param, .param = param};
   plan.touched = static_cast<uint32_t>(memory_.touched.size());
-  add_operand(plan, kParam, param, true);
-  add_operand(plan, kGrad, resolve_gradient(grad), amp_.scales());
+  plan.first_operand = static_cast<uint32_t>(memory_.operands.size());
+  add_operand(plan, param, {.role = kParam});
+  add_operand(plan, resolve_gradient(grad),
+              {.access = amp_.scales() ? Access::kReadWrite : Access::kRead, .role = kGrad});
   if (counts_steps || group.used_states != 0) plan.states = state_.of(param);
   if (counts_steps) {
-    plan.step = state_.tensor(plan, group.group, kStepKey, false, OptimizerState::kNotAnOperand);
-    add_operand(plan, Unresolved::kStep, plan.step, true);
+    plan.step = state_.tensor(plan, group.group, kStepKey, false, nullptr);
+    memory_.touched.push_back(plan.step);
+    note_unresolved(plan, plan.step, Unresolved::kStep);
   }
   for (unsigned s = 0; s < rule_.state_names.size(); ++s) {
     if (!(group.used_states >> s & 1)) continue;
     const bool is_optional = !(group.required_states >> s & 1);
-    const int bit = static_cast<int>(s);
+    Operand operand{.role = static_cast<uint8_t>(kFirstState + s)};
     PyObject* const tensor =
-        state_.tensor(plan, group.group, rule_.state_names[s], is_optional, bit);
-    add_operand(plan, kFirstState + bit, tensor, true);
+        state_.tensor(plan, group.group, rule_.state_names[s], is_optional, &operand);
+    add_operand(plan, tensor, operand);
   }
   plan.is_fresh = plan.has_new_states();
   memory_.params.push_back(plan);
 }
 
-void GroupWalk::add_operand(ParamPlan& plan, int operand, PyObject* tensor, bool is_written) {
-  if (operand != Unresolved::kStep) plan.operands[static_cast<size_t>(operand)] = tensor;
-  if (is_written) memory_.touched.push_back(tensor);
+void GroupWalk::add_operand(const ParamPlan& plan, PyObject* tensor, const Operand& operand) {
+  const size_t position = memory_.operands.size() - plan.first_operand;
+  memory_.tensors.push_back(tensor);
+  memory_.operands.push_back(operand);
+  if (operand.is_written()) memory_.touched.push_back(tensor);
+  note_unresolved(plan, tensor, static_cast<int>(position));
+}
+
+void GroupWalk::note_unresolved(const ParamPlan& plan, PyObject* tensor, int operand) {
   if (!torch_.is_plain(tensor) || !torch_.is_plain(plan.param) ||
       !torch_.functions().tells_negation()) {
     memory_.unresolved.push_back({static_cast<uint32_t>(memory_.params.size()), operand});
@@ -156,7 +168,8 @@ void GroupWalk::resolve(const Unresolved& unresolved) {
   ParamPlan& plan = memory_.params[unresolved.param];
   memory_.location = {plan.group_index, plan.param_index};
   const bool is_step = unresolved.operand == Unresolved::kStep;
-  PyObject*& tensor = is_step ? plan.step : plan.operands[static_cast<size_t>(unresolved.operand)];
+  const size_t position = is_step ? 0 : static_cast<size_t>(unresolved.operand);
+  PyObject*& tensor = is_step ? plan.step : memory_.tensors_of(plan)[position];
   const bool is_grad = unresolved.operand == kGrad;
   if (is_step) {
     if (!torch_.is_plain(tensor)) tensor = torch_.unwrap(tensor, Py_None, false, memory_.keep);
@@ -164,7 +177,8 @@ void GroupWalk::resolve(const Unresolved& unresolved) {
     PyObject* const owner = unresolved.operand == kParam ? Py_None : plan.param;
     tensor = torch_.unwrap(tensor, owner, is_grad, memory_.keep);
   }
-  const char* const name = is_step ? "state 'step'" : rule_.info.operand_names[unresolved.operand];
+  const char* const name =
+      is_step ? "state 'step'" : rule_.info.operand_names[memory_.operands_of(plan)[position].role];
   if (!torch_.is_tensor(tensor)) {
     throw Refusal(Refusal::kType,
                   std::string(name) + " is not a tensor but of class " + Py_TYPE(tensor)->tp_name);

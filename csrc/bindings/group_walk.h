@@ -25,7 +25,8 @@ class GroupWalk {
   GroupPlan read_group(PyObject* group);
   void read_options(GroupPlan& plan, GroupOptions::OnDevice on_device);
   void collect_param(PyObject* param, PyObject* grad);
-  void add_operand(ParamPlan& plan, int operand, PyObject* tensor, bool is_written);
+  void add_operand(const ParamPlan& plan, PyObject* tensor, const Operand& operand);
+  void note_unresolved(const ParamPlan& plan, PyObject* tensor, int operand);
   PyObject* resolve_gradient(PyObject* grad);
   void resolve(const Unresolved& unresolved);
   void prefetch(PyObject* params, Py_ssize_t index) const;

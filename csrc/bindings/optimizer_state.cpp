@@ -34,11 +34,11 @@ PyObject* OptimizerState::next_if_of(PyObject* param) {
 }
 
 PyObject* OptimizerState::tensor(ParamPlan& plan, PyObject* group, PyObject* name, bool is_optional,
-                                 int bit) {
+                                 Operand* operand) {
   const bool is_new = plan.states == nullptr || PyDict_GET_SIZE(plan.states) == 0;
   PyObject* const tensor = is_new ? nullptr : find_item(plan.states, name, memory_.keep);
   if (tensor == nullptr || tensor == Py_None) {
-    if (is_new || is_optional) return create(plan, group, name, bit);
+    if (is_new || is_optional) return create(plan, group, name, operand);
     throw Refusal(Refusal::kKey, "its state has no '" + to_string(name) +
                                      "'; does the checkpoint come from another optimizer?");
   }
@@ -48,17 +48,17 @@ PyObject* OptimizerState::tensor(ParamPlan& plan, PyObject* group, PyObject* nam
   return tensor;
 }
 
-PyObject* OptimizerState::create(ParamPlan& plan, PyObject* group, PyObject* name, int bit) {
+PyObject* OptimizerState::create(ParamPlan& plan, PyObject* group, PyObject* name,
+                                 Operand* operand) {
   PyObject* tensor = memory_.keep.steal(
       take(PyObject_CallFunctionObjArgs(create_, name, plan.param, group, nullptr))
           .release()
           .ptr());
-  NewStates& states = new_states_of(plan);
-  if (bit != kNotAnOperand && PyTuple_Check(tensor) && PyTuple_GET_SIZE(tensor) == 2) {
+  if (operand != nullptr && PyTuple_Check(tensor) && PyTuple_GET_SIZE(tensor) == 2) {
     const double initial = PyFloat_AsDouble(PyTuple_GET_ITEM(tensor, 1));
     if (initial == -1.0 && PyErr_Occurred()) throw py::error_already_set();
-    states.unwritten = static_cast<uint8_t>(states.unwritten | 1u << bit);
-    states.initial[static_cast<size_t>(bit)] = initial;
+    operand->access = Access::kWrite;
+    operand->initial = initial;
     tensor = PyTuple_GET_ITEM(tensor, 0);
   }
   if (!torch_.is_tensor(tensor)) {
@@ -69,23 +69,23 @@ PyObject* OptimizerState::create(ParamPlan& plan, PyObject* group, PyObject* nam
   return tensor;
 }
 
-NewStates& OptimizerState::new_states_of(ParamPlan& plan) {
+PyObject* OptimizerState::new_states_of(ParamPlan& plan) {
   if (!plan.has_new_states()) {
     plan.new_states = static_cast<uint32_t>(memory_.new_states.size());
-    memory_.new_states.push_back({memory_.keep.steal(take(PyDict_New()).release().ptr())});
+    memory_.new_states.push_back(memory_.keep.steal(take(PyDict_New()).release().ptr()));
   }
   return memory_.new_states[plan.new_states];
 }
 
 void OptimizerState::replace(ParamPlan& plan, PyObject* name, PyObject* tensor) {
-  if (PyDict_SetItem(new_states_of(plan).by_name, name, tensor) != 0) {
+  if (PyDict_SetItem(new_states_of(plan), name, tensor) != 0) {
     throw py::error_already_set();
   }
 }
 
 // Entering a parameter calls Tensor.__hash__, a Python function.
 void OptimizerState::publish(const ParamPlan& plan) const {
-  PyObject* const by_name = memory_.new_states[plan.new_states].by_name;
+  PyObject* const by_name = memory_.new_states[plan.new_states];
   if (plan.states == nullptr) {
     if (PyObject_SetItem(state_, plan.param, by_name) != 0) throw py::error_already_set();
     return;

@@ -18,9 +18,10 @@ class OptimizerState {
   void skip(PyObject* param) { (void)next_if_of(param); }
 
   // A state of the parameter that is being collected, new if it does not exist and may: if none of
-  // its states does, or if it is optional. `bit` is its number, or kNotAnOperand.
-  PyObject* tensor(ParamPlan& plan, PyObject* group, PyObject* name, bool is_optional, int bit);
-  static constexpr int kNotAnOperand = -1;
+  // its states does, or if it is optional. `operand` is told if its memory holds nothing yet; null
+  // for a step count.
+  PyObject* tensor(ParamPlan& plan, PyObject* group, PyObject* name, bool is_optional,
+                   Operand* operand);
 
   // Has a state replaced by another tensor, with the others that are new.
   void replace(ParamPlan& plan, PyObject* name, PyObject* tensor);
@@ -32,8 +33,8 @@ class OptimizerState {
 
  private:
   PyObject* next_if_of(PyObject* param);
-  PyObject* create(ParamPlan& plan, PyObject* group, PyObject* name, int bit);
-  NewStates& new_states_of(ParamPlan& plan);
+  PyObject* create(ParamPlan& plan, PyObject* group, PyObject* name, Operand* operand);
+  PyObject* new_states_of(ParamPlan& plan);
 
   PyObject* state_;
   PyObject* create_;

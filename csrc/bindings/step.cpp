@@ -75,11 +75,9 @@ void Step::describe_all() {
 
 void Step::prefetch(size_t index) const {
   const auto& plans = memory_.params;
-  const auto for_each_tensor = [](const ParamPlan& plan, auto prefetch) {
+  const auto for_each_tensor = [&](const ParamPlan& plan, auto prefetch) {
     if (plan.step != nullptr) prefetch(plan.step);
-    for (PyObject* operand : plan.operands) {
-      if (operand != nullptr) prefetch(operand);
-    }
+    for (PyObject* tensor : memory_.tensors_of(plan)) prefetch(tensor);
   };
   if (index + kMetadataAhead < plans.size()) {
     for_each_tensor(plans[index + kMetadataAhead],
@@ -93,22 +91,25 @@ void Step::prefetch(size_t index) const {
 
 void Step::add_update(ParamPlan& plan) {
   locate(plan);
-  std::array<TensorView, kMaxOperands> views;
-  Operands operands{};
-  for (int k = 0; k < kMaxOperands; ++k) {
-    if (plan.operands[k] == nullptr) continue;
-    const char* const name = rule_.info.operand_names[k];
-    if (k != kGrad) torch_.refuse_negated_view(plan.operands[k], name);
-    views[k] = to_view(
-        k == kGrad ? describe_gradient(plan) : torch_.describe(plan.operands[k], name), name);
-    operands[k] = &views[k];
+  const std::span<PyObject*> tensors = memory_.tensors_of(plan);
+  const std::span<Operand> operands = memory_.operands_of(plan);
+  auto& views = memory_.views;
+  auto& names = memory_.operand_names;
+  views.clear();
+  names.clear();
+  for (size_t k = 0; k < operands.size(); ++k) {
+    const char* const name = rule_.info.operand_names[operands[k].role];
+    if (k != kGrad) torch_.refuse_negated_view(tensors[k], name);
+    views.push_back(to_view(
+        k == kGrad ? describe_gradient(tensors[k]) : torch_.describe(tensors[k], name), name));
+    names.push_back(name);
   }
-  validate(operands, rule_.info.operand_names);
+  validate(views, names);
   if (amp_.scales() && may_overlap_itself(views[kGrad])) {
     throw Refusal(Refusal::kRuntime,
                   "the gradient has elements that share memory, so it cannot be unscaled in place");
   }
-  DeviceUpdates& list = list_for(plan.operands[kParam], views[kParam].device);
+  DeviceUpdates& list = list_for(tensors[kParam], views[kParam].device);
   plan.list = &list;
   if (!list.engine->is_asynchronous() && group_of(plan).capturable) {
     throw Refusal(Refusal::kAssertion,
@@ -118,17 +119,16 @@ void Step::add_update(ParamPlan& plan) {
   if (list.execution.is_captured) check_capture(plan);
 
   Update update;
-  update.in_double = computes_in_double(views[kParam].dtype);
+  update.in_double = computes_in_double(views);
   int64_t step = 0;
   if (plan.step != nullptr) plan_step_count(plan, list, update, step);
   plan_scalars(plan, list, update, step);
-  if (plan.has_new_states()) plan_new_states(plan, list, update);
+  if (plan.has_new_states()) plan_new_states(plan, list);
   list.params.push_back(static_cast<uint32_t>(&plan - memory_.params.data()));
-  list.updates.add(update, operands);
+  list.updates.add(update, views, operands);
 }
 
-DLTensor Step::describe_gradient(ParamPlan& plan) {
-  PyObject*& grad = plan.operands[kGrad];
+DLTensor Step::describe_gradient(PyObject*& grad) {
   DLTensor described;
   if (torch_.describe_memory(grad, described)) return described;
   if (PyObject* const copy = torch_.copy_of_zeros(grad, memory_.keep)) {
@@ -180,7 +180,7 @@ void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update,
                     "capturable=True needs state 'step' on the parameter's device");
     }
     // Only the device will know whether this step counts, so the count goes there, and stays.
-    replace_with(torch_.to_device(plan.step, plan.operands[kParam]));
+    replace_with(torch_.to_device(plan.step, memory_.tensors_of(plan)[kParam]));
   }
   if (place.device != (is_left ? device : Device{})) {
     throw Refusal(Refusal::kRuntime, "state 'step' is on another device than the parameter");
@@ -201,19 +201,14 @@ void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update,
 
 // An engine that the host does not wait for may skip the step, so torch writes what its new states
 // are; any other engine's first touch is its own.
-void Step::plan_new_states(const ParamPlan& plan, const DeviceUpdates& list, Update& update) {
-  NewStates& states = memory_.new_states[plan.new_states];
-  if (!list.engine->is_asynchronous()) {
-    update.unwritten = states.unwritten;
-    update.initial = states.initial;
-    return;
-  }
-  for (unsigned s = 0; states.unwritten != 0; ++s) {
-    if (states.unwritten >> s & 1) {
-      torch_.fill(plan.operands[kFirstState + s], states.initial[s]);
-      is_stale_ = true;
-    }
-    states.unwritten = static_cast<uint8_t>(states.unwritten & ~(1u << s));
+void Step::plan_new_states(const ParamPlan& plan, const DeviceUpdates& list) {
+  if (!list.engine->is_asynchronous()) return;
+  const std::span<Operand> operands = memory_.operands_of(plan);
+  for (size_t k = 0; k < operands.size(); ++k) {
+    if (operands[k].is_read()) continue;
+    torch_.fill(memory_.tensors_of(plan)[k], operands[k].initial);
+    operands[k].access = Access::kReadWrite;
+    is_stale_ = true;
   }
 }
 
@@ -260,9 +255,9 @@ void Step::check_capture(const ParamPlan& plan) const {
 }
 
 void Step::finish_list(DeviceUpdates& list) {
-  const auto [scaling, is_moved] =
+  const auto [prologue, is_moved] =
       amp_.on_device(list.execution.device, list.example, memory_.keep);
-  list.updates.set_amp(scaling);
+  list.updates.set_prologue(prologue);
   is_stale_ = is_stale_ || is_moved;
   if (list.engine->is_asynchronous()) return;
   list.execution.max_threads = torch_.num_threads();
@@ -291,13 +286,13 @@ void Step::arrange(DeviceUpdates& list) {
   const ParamPlan& plan = plan_of(conflict->source);
   const ParamPlan& other = plan_of(conflict->other_source);
   locate(plan);
-  const std::string name = rule_.info.operand_names[conflict->operand];
+  const std::string name = rule_.info.operand_names[conflict->role];
   if (conflict->source != conflict->other_source) {
     throw Refusal(Refusal::kRuntime, name + " shares memory with that of " + name_of(other) +
                                          ", so it cannot be unscaled in place");
   }
   throw Refusal(Refusal::kRuntime, name + " shares memory with " +
-                                       rule_.info.operand_names[conflict->other_operand] +
+                                       rule_.info.operand_names[conflict->other_role] +
                                        "; clone it first");
 }
 

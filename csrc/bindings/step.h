@@ -27,10 +27,10 @@ class Step {
   void describe_all();
   void prefetch(size_t index) const;
   void add_update(ParamPlan& plan);
-  DLTensor describe_gradient(ParamPlan& plan);
+  DLTensor describe_gradient(PyObject*& grad);
   void plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step);
   void plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step);
-  void plan_new_states(const ParamPlan& plan, const DeviceUpdates& list, Update& update);
+  void plan_new_states(const ParamPlan& plan, const DeviceUpdates& list);
   void finish_list(DeviceUpdates& list);
   void arrange(DeviceUpdates& list);
   [[noreturn]] void refuse_repetition(const ParamPlan& plan, const ParamPlan& earlier);

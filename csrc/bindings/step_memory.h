@@ -45,6 +45,7 @@ struct GroupPlan {
   unsigned variant = 0;
   unsigned used_states = 0;
   unsigned required_states = 0;  // used whatever the options are
+  uint8_t operand_count = 0;     // of each update
   bool capturable = false;
   bool has_left_options = false;  // options that only a device knows
   size_t first_option = 0, option_count = 0;
@@ -58,22 +59,15 @@ struct ParamPlan {
 
   Py_ssize_t group_index, param_index;
   PyObject* param = nullptr;
-  PyObject* states = nullptr;                      // a mapping; null if there is none yet
-  PyObject* step = nullptr;                        // null for a rule that counts none
-  std::array<PyObject*, kMaxOperands> operands{};  // once resolved, plain tensors. Null: not used
-  uint32_t new_states = kNone;                     // position in StepMemory::new_states
-  uint32_t touched = 0;                            // the first of its own in StepMemory::touched
-  bool is_fresh = false;                           // a state did not exist
+  PyObject* states = nullptr;   // a mapping; null if there is none yet
+  PyObject* step = nullptr;     // null for a rule that counts none
+  uint32_t first_operand = 0;   // position in StepMemory::tensors and operands
+  uint32_t new_states = kNone;  // position in StepMemory::new_states
+  uint32_t touched = 0;         // the first of its own in StepMemory::touched
+  bool is_fresh = false;        // a state did not exist
   DeviceUpdates* list = nullptr;
 
   bool has_new_states() const { return new_states != kNone; }
-};
-
-// The states that one parameter gets in this step.
-struct NewStates {
-  PyObject* by_name;                         // a dict
-  uint8_t unwritten = 0;                     // those whose memory holds nothing yet. Bit s: state s
-  std::array<double, kMaxStates> initial{};  // what their elements are
 };
 
 // An object that is no plain tensor: what it stands for is found by Python code.
@@ -81,7 +75,7 @@ struct Unresolved {
   static constexpr int kStep = -1;
 
   uint32_t param;  // position in StepMemory::params
-  int operand;     // or kStep
+  int operand;     // among those of its update, or kStep
 };
 
 struct StepCount {
@@ -103,7 +97,11 @@ struct StepMemory {
   std::vector<GroupPlan> groups;
   std::vector<GroupOption> options;
   std::vector<ParamPlan> params;
-  std::vector<NewStates> new_states;
+  std::vector<PyObject*> tensors;          // of all updates; once resolved, plain ones
+  std::vector<Operand> operands;           // what is known of them before they are described
+  std::vector<TensorView> views;           // of the update that is being described
+  std::vector<const char*> operand_names;  // theirs
+  std::vector<PyObject*> new_states;       // a dict for each parameter that gets some in this step
   std::vector<Unresolved> unresolved;
   std::vector<PyObject*> touched;  // tensors whose versions the step counts up
   std::vector<StepCount> step_counts;
@@ -115,9 +113,22 @@ struct StepMemory {
     groups.clear();
     options.clear();
     params.clear();
+    tensors.clear();
+    operands.clear();
     new_states.clear();
     unresolved.clear();
     touched.clear();
+  }
+
+  // Those of one update.
+  std::span<PyObject*> tensors_of(const ParamPlan& plan) {
+    return std::span(tensors).subspan(plan.first_operand, operand_count(plan));
+  }
+  std::span<Operand> operands_of(const ParamPlan& plan) {
+    return std::span(operands).subspan(plan.first_operand, operand_count(plan));
+  }
+  size_t operand_count(const ParamPlan& plan) const {
+    return groups[static_cast<size_t>(plan.group_index)].operand_count;
   }
 
   // Leaves what has been collected, so that it can be described anew.

@@ -239,12 +239,12 @@ void TorchTensors::refuse(PyObject* tensor, const char* what) const {
 
 namespace {
 
-DType to_dtype(DLDataType dtype, const char* what) {
+Format to_format(DLDataType dtype, const char* what) {
   if (dtype.lanes == 1) {
-    if (dtype.code == kDLFloat && dtype.bits == 32) return DType::kFloat32;
-    if (dtype.code == kDLFloat && dtype.bits == 64) return DType::kFloat64;
-    if (dtype.code == kDLBfloat && dtype.bits == 16) return DType::kBFloat16;
-    if (dtype.code == kDLFloat && dtype.bits == 16) return DType::kFloat16;
+    if (dtype.code == kDLFloat && dtype.bits == 32) return Format::kFloat32;
+    if (dtype.code == kDLFloat && dtype.bits == 64) return Format::kFloat64;
+    if (dtype.code == kDLBfloat && dtype.bits == 16) return Format::kBFloat16;
+    if (dtype.code == kDLFloat && dtype.bits == 16) return Format::kFloat16;
   }
   const char* kind = dtype.code == kDLComplex                        ? "complex"
                      : dtype.code == kDLInt || dtype.code == kDLUInt ? "integer"
@@ -280,7 +280,7 @@ TensorView to_view(const DLTensor& tensor, const char* what) {
   view.sizes = tensor.shape;
   view.strides = tensor.strides;
   view.ndim = tensor.ndim;
-  view.dtype = to_dtype(tensor.dtype, what);
+  view.format = to_format(tensor.dtype, what);
   view.device = to_device(tensor.device);
   return view;
 }

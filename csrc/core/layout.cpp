@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "core/operand.h"
 #include "core/refusal.h"
 
 namespace fusedopt {
@@ -60,38 +61,39 @@ bool same_strides(const TensorView& a, const TensorView& b) {
   return true;
 }
 
-// Merges `inner` into `outer` if every operand can walk both with one stride.
-bool try_merge(StridedDim& outer, const StridedDim& inner) {
-  for (int k = 0; k < kMaxOperands; ++k) {
-    if (outer.strides[k] != inner.strides[k] * inner.size) return false;
+// Merges a dimension into the one outside of it if every operand can walk both with one stride.
+bool try_merge(std::span<int64_t> outer, std::span<const int64_t> inner) {
+  const int64_t size = inner[0];
+  for (size_t k = 1; k < inner.size(); ++k) {
+    if (outer[k] != inner[k] * size) return false;
   }
-  outer.size *= inner.size;
-  outer.strides = inner.strides;
+  std::copy(inner.begin() + 1, inner.end(), outer.begin() + 1);
+  outer[0] *= size;
   return true;
 }
 
 }  // namespace
 
-void validate(const Operands& operands, const OperandNames& names) {
-  const TensorView& param = *operands[kParam];
-  const auto refuse = [](const char* name, const std::string& why) {
-    throw Refusal(Refusal::kRuntime, name + (" " + why));
-  };
-  for (int k = 0; k < kMaxOperands; ++k) {
-    if (operands[k] == nullptr) continue;
-    const TensorView& operand = *operands[k];
-    if (operand.device != param.device) refuse(names[k], "is on another device than the parameter");
-    if (operand.dtype != param.dtype) {
-      refuse(names[k], std::string("has dtype ") + name_of(operand.dtype) + ", the parameter has " +
-                           name_of(param.dtype));
+void validate(TensorViews tensors, std::span<const char* const> names) {
+  const TensorView& param = tensors[kParam];
+  for (size_t k = 0; k < tensors.size(); ++k) {
+    const TensorView& tensor = tensors[k];
+    const auto refuse = [&](const std::string& why) {
+      throw Refusal(Refusal::kRuntime, names[k] + (" " + why));
+    };
+    if (tensor.device != param.device) refuse("is on another device than the parameter");
+    if (!same_sizes(tensor, param)) {
+      refuse("has shape " + shape_of(tensor) + ", the parameter has " + shape_of(param));
     }
-    if (!same_sizes(operand, param)) {
-      refuse(names[k], "has shape " + shape_of(operand) + ", the parameter has " + shape_of(param));
-    }
-    if (k != kGrad && may_overlap_itself(operand)) {
-      refuse(names[k], "has elements that share memory; clone it first");
+    if (k != kGrad && may_overlap_itself(tensor)) {
+      refuse("has elements that share memory; clone it first");
     }
   }
+}
+
+bool computes_in_double(TensorViews tensors) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const TensorView& tensor) { return tensor.format == Format::kFloat64; });
 }
 
 bool may_overlap_itself(const TensorView& tensor) {
@@ -105,24 +107,28 @@ bool may_overlap_itself(const TensorView& tensor) {
   return false;
 }
 
-bool is_one_run(const Operands& operands) {
-  const TensorView& param = *operands[kParam];
-  return is_dense(param) &&
-         std::all_of(operands.begin(), operands.end(), [&](const TensorView* operand) {
-           return operand == nullptr || same_strides(param, *operand);
+bool is_one_run(TensorViews tensors) {
+  const TensorView& param = tensors[kParam];
+  return is_dense(param) && std::all_of(tensors.begin(), tensors.end(), [&](const auto& tensor) {
+           return same_strides(param, tensor);
          });
 }
 
-void append_strided_dims(const Operands& operands, std::vector<StridedDim>& dims) {
-  const TensorView& param = *operands[kParam];
-  const size_t begin = dims.size();
+uint32_t append_walk(TensorViews tensors, std::vector<int64_t>& numbers) {
+  const TensorView& param = tensors[kParam];
+  const size_t width = Walk::numbers_per_dim(tensors.size());
+  uint32_t dims = 0;
   for (int d : dims_by_stride(param)) {
-    StridedDim dim{.size = param.sizes[d], .strides = {}};
-    for (int k = 0; k < kMaxOperands; ++k) {
-      if (operands[k] != nullptr) dim.strides[k] = operands[k]->strides[d];
-    }
-    if (dims.size() == begin || !try_merge(dims.back(), dim)) dims.push_back(dim);
+    numbers.push_back(param.sizes[d]);
+    for (const TensorView& tensor : tensors) numbers.push_back(tensor.strides[d]);
+    ++dims;
+    if (dims == 1) continue;
+    const auto last_two = std::span(numbers).last(2 * width);
+    if (!try_merge(last_two.first(width), last_two.last(width))) continue;
+    numbers.resize(numbers.size() - width);
+    --dims;
   }
+  return dims;
 }
 
 }  // namespace fusedopt

@@ -1,12 +1,12 @@
 // How the tensors of one update lie in memory: as one flat run, or to be walked with strides.
 #pragma once
 
-#include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
-#include "core/dtype.h"
-#include "rules/registry.h"
+#include "core/format.h"
+#include "core/walk.h"
 
 namespace fusedopt {
 
@@ -26,40 +26,29 @@ struct TensorView {
   const int64_t* sizes = nullptr;
   const int64_t* strides = nullptr;
   int ndim = 0;
-  DType dtype = DType::kFloat32;
+  Format format = Format::kFloat32;
   Device device;
 };
 
-// Parameter, gradient, then the states.
-constexpr int kParam = 0, kGrad = 1, kFirstState = 2;
-constexpr int kMaxStates = static_cast<int>(AllRules::kMaxStates);
-constexpr int kMaxOperands = kFirstState + kMaxStates;
+// Those of one update, in the order of its operands.
+using TensorViews = std::span<const TensorView>;
 
-using Operands = std::array<const TensorView*, kMaxOperands>;  // null: not part of this update
-using OperandNames = std::array<const char*, kMaxOperands>;    // for errors
+// Throws Refusal unless an engine can carry out an update of these tensors: one device and shape,
+// and no memory written twice. `names` are theirs, for errors.
+void validate(TensorViews tensors, std::span<const char* const> names);
 
-// Throws Refusal unless an engine can carry out an update of these operands: one device, dtype and
-// shape, and no memory written twice.
-void validate(const Operands& operands, const OperandNames& names);
+// Whether the arithmetic of an update of these is done in double: one of them is float64.
+bool computes_in_double(TensorViews tensors);
 
 // Whether two of its elements may share memory. Exact for tensors made by slicing, transposing and
 // expanding; an exotic as_strided view may be taken for one that overlaps, never the reverse.
 bool may_overlap_itself(const TensorView& tensor);
 
-// A walk has at most this many dimensions: each has two elements or more.
-constexpr size_t kMaxWalkDims = 62;
+// Whether all are dense and hold their elements in the same order, so that they can be walked as
+// one run. All have the same sizes.
+bool is_one_run(TensorViews tensors);
 
-// One dimension of a walk over all operands at once. A contiguous run has stride 1.
-struct StridedDim {
-  int64_t size;
-  std::array<int64_t, kMaxOperands> strides;
-};
-
-// Whether all operands are dense and hold their elements in the same order, so that they can be
-// walked as one run. All have the same sizes.
-bool is_one_run(const Operands& operands);
-
-// Appends the dimensions to walk, outermost first and with as few as will do.
-void append_strided_dims(const Operands& operands, std::vector<StridedDim>& dims);
+// Appends the numbers of a Walk over them, of as few dimensions as will do. Returns how many.
+uint32_t append_walk(TensorViews tensors, std::vector<int64_t>& numbers);
 
 }  // namespace fusedopt

@@ -8,7 +8,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
-#include <string_view>
+#include <vector>
 
 #include "core/scalars.h"
 #include "core/update_list.h"
@@ -40,7 +40,7 @@ struct RuleInfo {
   unsigned index;  // in AllRules
   bool counts_steps;
   std::span<const char* const> states;
-  OperandNames operand_names;
+  std::vector<const char*> operand_names;     // by role
   unsigned (*used_states)(unsigned variant);  // bit s: state s
 };
 
@@ -71,8 +71,9 @@ class HyperparametersOf final : public Hyperparameters {
 
 template <class Rule>
 RuleInfo rule_info(unsigned index) {
-  OperandNames names = {"the parameter", "the gradient"};
-  std::copy(Rule::kStates.begin(), Rule::kStates.end(), names.begin() + kFirstState);
+  static_assert(kFirstState + Rule::kStates.size() <= kMostOperands);
+  std::vector<const char*> names = {"the parameter", "the gradient"};
+  names.insert(names.end(), Rule::kStates.begin(), Rule::kStates.end());
   return {
       .name = Rule::kName,
       .index = index,

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "core/number.h"
-#include "rules/shared.h"
+#include "rules/element.h"
 
 namespace fusedopt {
 
@@ -23,13 +23,6 @@ constexpr unsigned used_states(unsigned variant) {
   }
   return used;
 }
-
-// What a kernel gets: the scalars of the shared part and of the rule.
-template <class Rule, class T>
-struct KernelScalars {
-  SharedScalars<T> shared;
-  typename Rule::template Scalars<T> rule;
-};
 
 template <class T, class Rule>
 FUSEDOPT_FN KernelScalars<Rule, T> derive_scalars(const typename Rule::Hyper& hyper, int64_t step) {

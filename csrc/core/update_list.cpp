@@ -6,39 +6,45 @@
 
 namespace fusedopt {
 
-void UpdateList::add(Update update, const Operands& operands) {
-  const DType compute = compute_dtype(operands[kParam]->dtype);
-  update.in_double = compute == DType::kFloat64;
-  update.numel = operands[kParam]->numel;
+void UpdateList::add(Update update, TensorViews tensors, std::span<const Operand> operands) {
+  update.numel = tensors[kParam].numel;
   update.source = static_cast<uint32_t>(updates_.size());
-  update.direct = update.unwritten == 0;
-  for (int k = 0; k < kMaxOperands; ++k) {
-    if (operands[k] == nullptr) continue;
-    update.data[k] = operands[k]->data;
-    update.dtypes[k] = operands[k]->dtype;
-    update.direct = update.direct && operands[k]->dtype == compute;
+  update.first_operand = static_cast<uint32_t>(operands_.size());
+  update.operand_count = static_cast<uint8_t>(operands.size());
+  update.is_plain = true;
+  for (size_t k = 0; k < operands.size(); ++k) {
+    Operand& operand = operands_.emplace_back(operands[k]);
+    operand.data = tensors[k].data;
+    operand.format = tensors[k].format;
+    update.is_plain = update.is_plain && operand.is_read();
+    if (k > kFirstState && operand.format != tensors[kFirstState].format) update.is_plain = false;
   }
-  if (!is_one_run(operands)) {
-    update.direct = false;
-    update.first_dim = static_cast<uint32_t>(dims_.size());
-    append_strided_dims(operands, dims_);
-    update.dim_count = static_cast<uint32_t>(dims_.size()) - update.first_dim;
+  const Format of_param = tensors[kParam].format;
+  update.formats = {of_param, tensors[kGrad].format,
+                    operands.size() > kFirstState ? tensors[kFirstState].format : of_param};
+  writes_grads_ = writes_grads_ || operands[kGrad].is_written();
+  if (!is_one_run(tensors)) {
+    update.is_plain = false;
+    update.walk = static_cast<uint32_t>(walks_.size());
+    update.dim_count = static_cast<uint8_t>(append_walk(tensors, walks_));
   }
-  for (int k = 0; k < kMaxOperands; ++k) {
-    if (operands[k] != nullptr) (k == kGrad ? grads_ : written_).add(range_of(update, k));
+  for (size_t k = 0; k < operands.size(); ++k) {
+    (k == kGrad ? grads_ : written_).add(range_of(update, k));
   }
   updates_.push_back(update);
 }
 
-MemoryRange UpdateList::range_of(const Update& update, int operand) const {
-  const char* const begin = static_cast<const char*>(update.data[operand]);
+MemoryRange UpdateList::range_of(const Update& update, size_t k) const {
+  const Operand& operand = operands(update)[k];
+  const char* const begin = static_cast<const char*>(operand.data);
   if (update.numel == 0) return {begin, begin};
   int64_t last = update.numel - 1;
   if (update.dim_count > 0) {
     last = 0;
-    for (const StridedDim& dim : dims(update)) last += (dim.size - 1) * dim.strides[operand];
+    const Walk dims = walk(update);
+    for (size_t d = 0; d < dims.dims(); ++d) last += (dims.size(d) - 1) * dims.stride(d, k);
   }
-  return {begin, begin + (last + 1) * static_cast<int64_t>(size_of(update.dtypes[operand]))};
+  return {begin, begin + (last + 1) * static_cast<int64_t>(size_of(operand.format))};
 }
 
 std::optional<Conflict> UpdateList::arrange() {
@@ -50,9 +56,8 @@ std::optional<Conflict> UpdateList::arrange() {
     return std::nullopt;
   }
   std::vector<Touch> touches = touches_by_address();
-  if (touches != touches_ || has_written_grads_ != is_written(kGrad)) {
+  if (touches != touches_) {
     touches_ = std::move(touches);
-    has_written_grads_ = is_written(kGrad);
     find_sharing();
     assign_rounds();
   }
@@ -67,16 +72,20 @@ bool UpdateList::shares_memory() {
   for (uint32_t g = 0; g < grads_.size(); ++g) {
     if (written_.intersects(grads_[g], grad_hints_[g])) return true;
   }
-  return is_written(kGrad) && grads_.find_overlap();
+  return writes_grads_ && grads_.find_overlap();
+}
+
+UpdateList::Touch UpdateList::touch_of(uint32_t update, size_t operand) const {
+  const Update& of = updates_[update];
+  return {range_of(of, operand), update, static_cast<uint32_t>(operand),
+          operands(of)[operand].is_written()};
 }
 
 std::vector<UpdateList::Touch> UpdateList::touches_by_address() const {
   std::vector<Touch> touches;
   for (uint32_t u = 0; u < updates_.size(); ++u) {
-    for (int k = 0; k < kMaxOperands; ++k) {
-      if (updates_[u].data[k] == nullptr || updates_[u].numel == 0) continue;
-      touches.push_back({range_of(updates_[u], k), u, k});
-    }
+    if (updates_[u].numel == 0) continue;
+    for (size_t k = 0; k < updates_[u].operand_count; ++k) touches.push_back(touch_of(u, k));
   }
   std::sort(touches.begin(), touches.end(), [](const Touch& a, const Touch& b) {
     return std::tuple(a.range.begin, a.update, a.operand) <
@@ -105,21 +114,21 @@ void UpdateList::find_sharing() {
 void UpdateList::assign_rounds() {
   RoundPlan plan;
   round_of_.assign(updates_.size(), 0);
+  std::vector<RoundPlan::Access> accesses;
   for (uint32_t u : sharing_) {
-    RoundPlan::Access accesses[kMaxOperands];
-    size_t count = 0;
-    for (int k = 0; k < kMaxOperands; ++k) {
-      if (updates_[u].data[k] == nullptr || updates_[u].numel == 0) continue;
-      accesses[count++] = {range_of(updates_[u], k), is_written(k)};
+    accesses.clear();
+    for (size_t k = 0; k < updates_[u].operand_count; ++k) {
+      const Touch touch = touch_of(u, k);
+      accesses.push_back({touch.range, touch.writes});
     }
-    round_of_[u] = plan.earliest(accesses, count);
-    plan.record(accesses, count, round_of_[u]);
+    round_of_[u] = plan.earliest(accesses.data(), accesses.size());
+    plan.record(accesses.data(), accesses.size(), round_of_[u]);
   }
 }
 
 bool UpdateList::is_dense(const Touch& touch) const {
   const Update& update = updates_[touch.update];
-  const auto size = static_cast<int64_t>(size_of(update.dtypes[touch.operand]));
+  const auto size = static_cast<int64_t>(size_of(operands(update)[touch.operand].format));
   return touch.range.end - touch.range.begin == update.numel * size;
 }
 
@@ -134,23 +143,21 @@ bool UpdateList::share_elements(const Touch& a, const Touch& b) const {
 // over the updates would do, too.
 std::optional<Conflict> UpdateList::find_conflict() const {
   for (uint32_t u : sharing_) {
-    const Update& update = updates_[u];
-    for (int k = 1; k < kMaxOperands; ++k) {
-      for (int j = 0; j < k; ++j) {
-        if (update.data[k] == nullptr || update.data[j] == nullptr) continue;
-        if (share_elements({range_of(update, k), u, k}, {range_of(update, j), u, j})) {
-          return Conflict{u, u, k, j};
+    const auto all = operands(updates_[u]);
+    for (size_t k = 1; k < all.size(); ++k) {
+      for (size_t j = 0; j < k; ++j) {
+        if (share_elements(touch_of(u, k), touch_of(u, j))) {
+          return Conflict{u, u, all[k].role, all[j].role};
         }
       }
     }
   }
-  if (!is_written(kGrad)) return std::nullopt;
   // Of ranges in order of their begins, some two without gaps intersect if and only if two
   // neighbours do.
   const Touch* last_dense = nullptr;
   const Touch* last = nullptr;
   for (const Touch& touch : touches_) {
-    if (touch.operand != kGrad) continue;
+    if (touch.operand != kGrad || !touch.writes) continue;
     for (const Touch* earlier : {last, last_dense}) {
       if (earlier == nullptr || !share_elements(*earlier, touch)) continue;
       const auto [first, second] = std::minmax(earlier->update, touch.update);

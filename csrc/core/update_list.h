@@ -2,7 +2,6 @@
 // groups.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -12,34 +11,29 @@
 
 #include "core/layout.h"
 #include "core/memory_range.h"
+#include "core/operand.h"
+#include "core/prologue.h"
 #include "core/scalars.h"
 
 namespace fusedopt {
 
 // One parameter and what its update needs.
 struct Update {
-  std::array<void*, kMaxOperands> data{};  // null where the variant does not use the operand
-  std::array<DType, kMaxOperands> dtypes{};
+  uint32_t first_operand = 0;  // position in the list's operands
+  uint8_t operand_count = 0;
+  uint8_t dim_count = 0;   // of the walk; 0: one run
   bool in_double = false;  // the type of the arithmetic
-  bool direct = true;      // one run of that type in every operand: no staging
   bool derives = false;    // the engine derives the scalars, and counts the step
-  uint8_t unwritten = 0;   // states whose memory holds nothing yet. Bit s: state s
-  uint16_t variant = 0;    // options resolved outside the element loop
-  uint32_t scalars = 0;    // position of the scalars or, where it derives them, of the options
-  uint32_t first_dim = 0;  // position in UpdateList::dims
-  uint32_t dim_count = 0;  // 0: one run
+  bool is_plain = true;    // one run, all states in one format, all operands hold something
+  NumberType step_type = NumberType::kFloat32;
+  uint16_t variant = 0;  // options resolved outside the element loop
+  FormatMix formats;     // if it is plain
+  uint32_t scalars = 0;  // position of the scalars or, where it derives them, of the options
+  uint32_t walk = 0;     // position of the walk's numbers in the list
   int64_t numel = 0;
   int64_t first = 0;     // position of its first element among those of its round
   uint32_t source = 0;   // position in the order in which the updates were added
   void* step = nullptr;  // where it derives: the count in the device's memory, if the rule has one
-  NumberType step_type = NumberType::kFloat32;
-  std::array<double, kMaxStates> initial{};  // what the elements of unwritten states are
-};
-
-// What a gradient scaler asks for, as numbers in the device's memory.
-struct AmpScaling {
-  const float* grad_scale = nullptr;  // divides the gradients, or null
-  const float* found_inf = nullptr;   // not 0: nothing may be changed; or null
 };
 
 // Updates of which none touches memory that another one writes.
@@ -57,7 +51,7 @@ struct Cut {
 // Two operands, of one update or of two, that share memory although no order of updates is right.
 struct Conflict {
   uint32_t source, other_source;  // as Update has it; the same if it is one update
-  int operand, other_operand;
+  int role, other_role;           // of the operands
 };
 
 class UpdateList {
@@ -65,12 +59,14 @@ class UpdateList {
   void clear(unsigned rule) {
     rule_ = rule;
     updates_.clear();
+    operands_.clear();
     scalars_.clear();
-    dims_.clear();
+    walks_.clear();
     rounds_.clear();
     written_.clear();
     grads_.clear();
-    amp_ = {};
+    prologue_ = {};
+    writes_grads_ = false;
   }
 
   // Keeps a copy of scalars or options, to be named by any number of updates.
@@ -87,10 +83,11 @@ class UpdateList {
     return static_cast<uint32_t>(position);
   }
 
-  // Adds an update of operands of the same sizes; everything but layout and position is set.
-  void add(Update update, const Operands& operands);
+  // Adds an update of validated tensors. Of its operands role, access and initial value are set;
+  // of the update everything but layout and position.
+  void add(Update update, TensorViews tensors, std::span<const Operand> operands);
 
-  void set_amp(const AmpScaling& amp) { amp_ = amp; }
+  void set_prologue(const Prologue& prologue) { prologue_ = prologue; }
 
   // When all have been added: puts them into rounds. Nearly always that is one. Updates that share
   // memory with others (a parameter that is a view of another, a gradient that is a view of a
@@ -111,12 +108,16 @@ class UpdateList {
   std::span<const Update> updates_of(const Round& round) const {
     return std::span(updates_).subspan(round.first, round.count);
   }
-  const AmpScaling& amp() const { return amp_; }
+  const Prologue& prologue() const { return prologue_; }
   const void* scalars(const Update& update) const { return &scalars_[update.scalars]; }
   std::span<const double> all_scalars() const { return scalars_; }
-  std::span<const StridedDim> all_dims() const { return dims_; }
-  std::span<const StridedDim> dims(const Update& update) const {
-    return {dims_.data() + update.first_dim, update.dim_count};
+  std::span<const int64_t> all_walks() const { return walks_; }
+  std::span<const Operand> operands(const Update& update) const {
+    return {operands_.data() + update.first_operand, update.operand_count};
+  }
+  Walk walk(const Update& update) const {
+    const size_t numbers = update.dim_count * Walk::numbers_per_dim(update.operand_count);
+    return {std::span(walks_).subspan(update.walk, numbers), update.operand_count};
   }
 
   static constexpr int64_t kCutAlignment = 64;
@@ -126,14 +127,15 @@ class UpdateList {
   struct Touch {
     MemoryRange range;
     uint32_t update;
-    int operand;
+    uint32_t operand;
+    bool writes;
 
     bool operator==(const Touch&) const = default;
   };
 
-  MemoryRange range_of(const Update& update, int operand) const;
-  bool is_written(int operand) const { return operand != kGrad || amp_.grad_scale != nullptr; }
+  MemoryRange range_of(const Update& update, size_t operand) const;
   bool shares_memory();
+  Touch touch_of(uint32_t update, size_t operand) const;
   std::vector<Touch> touches_by_address() const;
   void find_sharing();
   void assign_rounds();
@@ -144,17 +146,18 @@ class UpdateList {
   void begin_round(size_t first, size_t count);
 
   unsigned rule_ = 0;
-  AmpScaling amp_;
+  Prologue prologue_;
   std::vector<Update> updates_;
+  std::vector<Operand> operands_;
   std::vector<double> scalars_;  // double for its alignment
-  std::vector<StridedDim> dims_;
+  std::vector<int64_t> walks_;
   std::vector<Round> rounds_;
-  RangeSet written_, grads_;
+  RangeSet written_, grads_;  // parameters and states; gradients
+  bool writes_grads_ = false;
   std::vector<uint32_t> grad_hints_;
 
   // Where memory is shared: kept from step to step, because it rarely moves.
   std::vector<Touch> touches_;
-  bool has_written_grads_ = false;
   std::vector<uint32_t> sharing_;
   std::vector<uint32_t> round_of_;  // by source
 };

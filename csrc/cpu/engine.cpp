@@ -4,35 +4,40 @@
 
 #include "cpu/isa.h"
 #include "cpu/memory.h"
-#include "cpu/staging.h"
+#include "cpu/pipeline.h"
 #include "cpu/threads.h"
 
 namespace fusedopt {
 namespace cpu {
 namespace {
 
-bool is_staged(const UpdateList& list, const Update& update) {
-  return !update.direct || list.amp().grad_scale != nullptr;
+// The place among the usual formats of those of an update, or none.
+constexpr int kNotUsual = -1;
+int usual_formats(const UpdateList& list, const Update& update) {
+  if (!update.is_plain || list.prologue().grad_scale != nullptr) return kNotUsual;
+  const auto* const found = std::find(kUsualFormats.begin(), kUsualFormats.end(), update.formats);
+  return found == kUsualFormats.end() ? kNotUsual : static_cast<int>(found - kUsualFormats.begin());
 }
 
 void update_range(const KernelTable& isa, const UpdateList& list, const Update& update,
-                  int64_t begin, int64_t end, BlockBuffers* buffers) {
+                  int64_t begin, int64_t end, BlockBuffer* buffers) {
   if (begin == end) return;
-  const Kernel kernel = isa.kernels[list.rule()][2 * update.variant + update.in_double];
-  if (is_staged(list, update)) {
-    return update_staged(isa, kernel, list, update, begin, end, *buffers);
+  const int formats = usual_formats(list, update);
+  if (formats == kNotUsual) return update_in_blocks(isa, list, update, begin, end, buffers);
+  void* addresses[kMostOperands];
+  const auto operands = list.operands(update);
+  for (size_t k = 0; k < operands.size(); ++k) {
+    const auto size = static_cast<int64_t>(size_of(operands[k].format));
+    addresses[k] = static_cast<char*>(operands[k].data) + begin * size;
   }
-  const auto size = static_cast<int64_t>(update.in_double ? sizeof(double) : sizeof(float));
-  std::array<void*, kMaxOperands> operands = update.data;
-  for (void*& operand : operands) {
-    if (operand != nullptr) operand = static_cast<char*>(operand) + begin * size;
-  }
-  kernel(operands.data(), list.scalars(update), end - begin);
+  const size_t variant = update.variant * kUsualFormats.size();
+  isa.kernels[list.rule()][variant + static_cast<size_t>(formats)](addresses, list.scalars(update),
+                                                                   end - begin);
 }
 
 // Part `part` of the updates of a round.
 void update_part(const KernelTable& isa, const UpdateList& list, const Round& round, int part,
-                 int parts, BlockBuffers* buffers) {
+                 int parts, BlockBuffer* buffers) {
   const Cut begin = list.cut(round, part, parts);
   const Cut end = list.cut(round, part + 1, parts);
   for (size_t u = begin.update; u < round.first + round.count && u <= end.update; ++u) {
@@ -44,7 +49,8 @@ void update_part(const KernelTable& isa, const UpdateList& list, const Round& ro
 
 struct Memory final : EngineMemory {
   int max_parts = 1;
-  std::vector<BlockBuffers> buffers;  // one for each part, if any update is staged
+  size_t buffers_per_part = 0;  // if any update is done in blocks
+  std::vector<BlockBuffer> buffers;
 };
 
 class CpuEngine final : public Engine {
@@ -60,12 +66,13 @@ class CpuEngine final : public Engine {
       parts = std::max(parts, parts_of(round, execution.max_threads));
     }
     memory.max_parts = can_start_threads(parts) ? parts : 1;
-    bool is_any_staged = false;
+    memory.buffers_per_part = 0;
     for (const Update& update : list.updates()) {
-      is_any_staged = is_any_staged || is_staged(list, update);
-      if (update.unwritten != 0) advise_on_states(update);
+      if (usual_formats(list, update) != kNotUsual) continue;
+      memory.buffers_per_part = std::max<size_t>(memory.buffers_per_part, update.operand_count);
+      advise_on_new_states(list, update);
     }
-    const auto needed = static_cast<size_t>(is_any_staged ? memory.max_parts : 0);
+    const size_t needed = static_cast<size_t>(memory.max_parts) * memory.buffers_per_part;
     if (memory.buffers.size() < needed) memory.buffers.resize(needed);
   }
 
@@ -75,7 +82,8 @@ class CpuEngine final : public Engine {
     for (const Round& round : list.rounds()) {
       const int parts = parts_of(round, memory.max_parts);
       run_parts(parts, [&](int part) noexcept {
-        BlockBuffers* const buffers = memory.buffers.empty() ? nullptr : &memory.buffers[part];
+        BlockBuffer* const buffers =
+            memory.buffers.data() + static_cast<size_t>(part) * memory.buffers_per_part;
         update_part(isa, list, round, part, parts, buffers);
       });
     }
@@ -87,11 +95,10 @@ class CpuEngine final : public Engine {
     return static_cast<int>(std::clamp<int64_t>(worthwhile, 1, max_threads));
   }
 
-  static void advise_on_states(const Update& update) {
-    for (int k = kFirstState; k < kMaxOperands; ++k) {
-      if (!(update.unwritten >> (k - kFirstState) & 1)) continue;
-      advise_huge_pages(update.data[k],
-                        static_cast<size_t>(update.numel) * size_of(update.dtypes[k]));
+  static void advise_on_new_states(const UpdateList& list, const Update& update) {
+    for (const Operand& operand : list.operands(update)) {
+      if (operand.is_read()) continue;
+      advise_huge_pages(operand.data, static_cast<size_t>(update.numel) * size_of(operand.format));
     }
   }
 };

@@ -1,32 +1,40 @@
-// What one translation unit an instruction set provides: every rule's loop, the conversions of
-// 16-bit floats, and the division by a gradient scale. All work on contiguous arrays, at any
-// alignment and of any length.
+// What one translation unit an instruction set provides: every rule's loops, the conversions
+// between formats, and the passes over a block. All work on contiguous arrays, at any alignment and
+// of any length.
 #pragma once
 
 #include <array>
 #include <cstdint>
 
-#include "core/layout.h"
+#include "core/operand.h"
 #include "rules/registry.h"
 
 namespace fusedopt::cpu {
 
-// Updates n elements. operands: param, grad, states, in the type of the arithmetic; those that the
-// variant does not use are not looked at.
+// The combinations of formats that one loop decodes, computes and encodes. Any other goes through
+// blocks in the format of the arithmetic (pipeline.h), for which the first two are the kernels.
+inline constexpr std::array kUsualFormats = {
+    FormatMix{Format::kFloat32, Format::kFloat32, Format::kFloat32},
+    FormatMix{Format::kFloat64, Format::kFloat64, Format::kFloat64},
+    FormatMix{Format::kBFloat16, Format::kBFloat16, Format::kBFloat16},
+    FormatMix{Format::kFloat16, Format::kFloat16, Format::kFloat16},
+};
+
+// Updates n elements. operands: param, grad, and the states that the variant uses.
 using Kernel = void (*)(void* const* operands, const void* scalars, int64_t n);
+
+using Convert = void (*)(const void* from, void* to, int64_t n);
 
 struct KernelTable {
   const char* isa;
-  // [rule][2 * variant + in_double]
+  // [rule][variant * kUsualFormats.size() + position among them]
   std::array<const Kernel*, AllRules::kCount> kernels;
 
-  // Widening is exact; narrowing rounds to nearest, ties to even, NaN to kNarrowNan.
-  void (*widen_bfloat16)(const uint16_t* from, float* to, int64_t n);
-  void (*widen_float16)(const uint16_t* from, float* to, int64_t n);
-  void (*narrow_bfloat16)(const float* from, uint16_t* to, int64_t n);
-  void (*narrow_float16)(const float* from, uint16_t* to, int64_t n);
+  // Between formats and that of the arithmetic. [in_double][format]
+  std::array<std::array<Convert, 4>, 2> decode, encode;
 
-  // Divides gradients in the type of the arithmetic by the scale of a gradient scaler. [in_double]
+  // Divides gradients in the format of the arithmetic by the scale of a gradient scaler.
+  // [in_double]
   void (*unscale[2])(void* grads, double scale, int64_t n);
 };
 

@@ -6,9 +6,9 @@
 #include <bit>
 #include <utility>
 
-#include "core/element.h"
 #include "core/scalars.h"
-#include "cuda/table.h"
+#include "core/walk.h"
+#include "cuda/packs.h"
 
 namespace fusedopt::cuda {
 
@@ -34,18 +34,12 @@ struct Shared {
   FUSEDOPT_FN void get(KernelScalars<Rule, double>& scalars) const { scalars = in_double; }
 };
 
-template <class Element, unsigned lanes>
-struct alignas(sizeof(Element) * lanes) Pack {
-  Element elements[lanes];
-};
-
 // Updates one or several elements that lie side by side in every operand. `variant` is the rule's
 // own; what all rules share is decided as the kernel runs, which costs less than compiling it
 // twice.
-template <class Rule, unsigned variant, class Element>
+template <class Rule, unsigned variant, class T>
 class ElementUpdate {
  public:
-  using T = Number<Element>;
   using Scalars = KernelScalars<Rule, T>;
 
   FUSEDOPT_FN ElementUpdate(const Scalars& scalars, bool has_l2_penalty, const float* grad_scale)
@@ -59,55 +53,45 @@ class ElementUpdate {
 
   // at[p][k]: where pack p of `lanes` elements lies in operand k. All are loaded before any is
   // stored, so that their reads are under way together.
-  template <unsigned lanes, unsigned packs>
-  FUSEDOPT_FN void update(Element* const (&at)[packs][kMaxOperands]) const {
-    Pack<Element, lanes> loaded[packs][kMaxOperands];
+  template <unsigned packs, class Formats>
+  FUSEDOPT_FN void update(const Formats& formats, std::byte* const (&at)[packs][kOperands]) const {
+    typename Formats::Pack loaded[packs][kOperands];
     for (unsigned p = 0; p < packs; ++p) {
-      for (int k = 0; k < kMaxOperands; ++k) {
-        if (is_used(k)) loaded[p][k] = *pack_at<lanes>(at[p][k]);
-      }
+      for (unsigned k = 0; k < kOperands; ++k) loaded[p][k] = formats.load(at[p][k], k);
     }
     for (unsigned p = 0; p < packs; ++p) {
-      compute<lanes>(loaded[p], std::make_index_sequence<Rule::kStates.size()>{});
-      for (int k = 0; k < kMaxOperands; ++k) {
-        const bool is_written = is_used(k) && (k != kGrad || is_scaled_);
-        if (is_written) *pack_at<lanes>(at[p][k]) = loaded[p][k];
+      for (unsigned lane = 0; lane < Formats::kLanes; ++lane) {
+        compute(formats, loaded[p], lane, std::make_index_sequence<Rule::kStates.size()>{});
+      }
+      for (unsigned k = 0; k < kOperands; ++k) {
+        const bool is_written = k != kGrad || is_scaled_;
+        if (is_written) formats.store(loaded[p][k], at[p][k], k);
       }
     }
   }
 
  private:
-  template <unsigned lanes>
-  FUSEDOPT_FN static Pack<Element, lanes>* pack_at(Element* first) {
-    return in_global_memory(reinterpret_cast<Pack<Element, lanes>*>(first));
-  }
-
-  template <unsigned lanes, size_t... state>
-  FUSEDOPT_FN void compute(Pack<Element, lanes> (&packs)[kMaxOperands],
-                           std::index_sequence<state...>) const {
-    for (unsigned lane = 0; lane < lanes; ++lane) {
-      const auto element = [&](size_t k) -> Element& { return packs[k].elements[lane]; };
-      T param = widen(element(kParam));
-      T grad = widen(element(kGrad));
-      T states[sizeof...(state) + 1] = {
-          (is_used(kFirstState + state) ? widen(element(kFirstState + state)) : T(0))...};
-      if (is_scaled_) {
-        grad = unscale(grad, grad_scale_);
-        element(kGrad) = narrow<Element>(grad);
-      }
-      if (has_l2_penalty_) {
-        apply_shared<true>(param, grad, scalars_.shared);
-      } else {
-        apply_shared<false>(param, grad, scalars_.shared);
-      }
-      Rule::template update<variant>(param, grad, states[state]..., scalars_.rule);
-      element(kParam) = narrow<Element>(param);
-      ((element(kFirstState + state) = narrow<Element>(states[state])), ...);
+  template <class Formats, size_t... state>
+  FUSEDOPT_FN void compute(const Formats& formats, typename Formats::Pack (&packs)[kOperands],
+                           unsigned lane, std::index_sequence<state...>) const {
+    const auto get = [&](unsigned k) { return formats.get(packs[k], lane); };
+    const auto set = [&](unsigned k, T number) { formats.set(packs[k], lane, number); };
+    T param = get(kParam);
+    T grad = get(kGrad);
+    T states[sizeof...(state) + 1] = {(is_used(state) ? get(operand_of(state)) : T(0))...};
+    if (is_scaled_) {
+      grad = unscale(grad, grad_scale_);
+      set(kGrad, grad);
     }
+    update_element<Rule, variant>(param, grad, has_l2_penalty_, scalars_, states[state]...);
+    set(kParam, param);
+    (void)((is_used(state) && (set(operand_of(state), states[state]), true)), ...);
   }
 
-  FUSEDOPT_FN static constexpr bool is_used(int operand) {
-    return operand < kFirstState || (kUsedStates >> (operand - kFirstState) & 1);
+  FUSEDOPT_FN static constexpr bool is_used(size_t state) { return kUsedStates >> state & 1; }
+  // Among those of the update; for a state that is not used, of no meaning but in bounds.
+  FUSEDOPT_FN static constexpr unsigned operand_of(size_t state) {
+    return is_used(state) ? kFirstState + std::popcount(kUsedStates & ((1u << state) - 1)) : kParam;
   }
 
   Scalars scalars_;
@@ -116,7 +100,7 @@ class ElementUpdate {
   bool is_scaled_;
 };
 
-template <class Rule, unsigned size>
+template <class Rule, unsigned size, bool has_mixed_formats>
 class Block {
  public:
   // There are as many blocks as chunks.
@@ -142,7 +126,7 @@ class Block {
     };
     ReplayedOptions options(load);
     const auto hyper = Rule::read(options);
-    if (computes_in_double(kind_.dtype)) {
+    if (kind_.in_double) {
       shared.in_double = derive_scalars<double, Rule>(hyper, step);
     } else {
       shared.in_float = derive_scalars<float, Rule>(hyper, step);
@@ -154,11 +138,16 @@ class Block {
   // The part of every thread.
   FUSEDOPT_FN void run(unsigned thread, const Shared<Rule>& shared) const {
     if (kind_.derives && shared.counts_steps) count_steps(thread);
-    switch (kind_.dtype) {
-      case DType::kFloat32: return select_variant<float>(thread, shared);
-      case DType::kFloat64: return select_variant<double>(thread, shared);
-      case DType::kBFloat16: return select_variant<BFloat16>(thread, shared);
-      case DType::kFloat16: return select_variant<Float16>(thread, shared);
+    if constexpr (has_mixed_formats) {
+      if (kind_.in_double) return select_variant<AnyFormats<double>>(thread, shared);
+      return select_variant<AnyFormats<float>>(thread, shared);
+    } else {
+      switch (static_cast<Format>(kind_.format)) {
+        case Format::kFloat32: return select_variant<OneFormat<Format::kFloat32>>(thread, shared);
+        case Format::kFloat64: return select_variant<OneFormat<Format::kFloat64>>(thread, shared);
+        case Format::kBFloat16: return select_variant<OneFormat<Format::kBFloat16>>(thread, shared);
+        case Format::kFloat16: return select_variant<OneFormat<Format::kFloat16>>(thread, shared);
+      }
     }
   }
 
@@ -174,16 +163,16 @@ class Block {
     for (uint32_t count = table_.header.entry_count; count > 1;) {
       const uint32_t middle = first + count / 2;
       const auto begin = read<uint32_t>(
-          table_, static_cast<uint32_t>(middle * sizeof(Entry) + offsetof(Entry, first_chunk)));
+          table_, middle * kEntrySize + static_cast<uint32_t>(offsetof(Entry, first_chunk)));
       first = begin <= chunk ? middle : first;
       count -= count / 2;
     }
-    return first * static_cast<uint32_t>(sizeof(Entry));
+    return first * kEntrySize;
   }
 
   FUSEDOPT_FN void count_steps(unsigned thread) const {
     for (uint32_t e = thread; e < table_.header.entry_count; e += kThreads) {
-      const auto entry = read<Entry>(table_, static_cast<uint32_t>(e * sizeof(Entry)));
+      const auto entry = read<Entry>(table_, e * kEntrySize);
       if (entry.step == nullptr) continue;
       count_on(entry.step, entry.kind.step_type);
     }
@@ -191,24 +180,24 @@ class Block {
   }
 
   // One of them is it: the host has looked.
-  template <class Element>
+  template <class Formats>
   FUSEDOPT_FN void select_variant(unsigned thread, const Shared<Rule>& shared) const {
     static_assert(rule_variant(kVariantCount<Rule> - 1) == Rule::kVariants - 1);
-    select_variant<Element>(thread, shared, std::make_index_sequence<Rule::kVariants>{});
+    select_variant<Formats>(thread, shared, std::make_index_sequence<Rule::kVariants>{});
   }
 
-  template <class Element, size_t... variant>
+  template <class Formats, size_t... variant>
   FUSEDOPT_FN void select_variant(unsigned thread, const Shared<Rule>& shared,
                                   std::index_sequence<variant...>) const {
+    using T = typename Formats::T;
     (void)((rule_variant(kind_.variant) == variant &&
-            (update_chunk<Element>(thread, element_update<variant, Element>(shared)), true)) ||
+            (update_chunk<Formats>(thread, element_update<variant, T>(shared)), true)) ||
            ...);
   }
 
-  template <unsigned variant, class Element>
-  FUSEDOPT_FN ElementUpdate<Rule, variant, Element> element_update(
-      const Shared<Rule>& shared) const {
-    KernelScalars<Rule, Number<Element>> scalars;
+  template <unsigned variant, class T>
+  FUSEDOPT_FN ElementUpdate<Rule, variant, T> element_update(const Shared<Rule>& shared) const {
+    KernelScalars<Rule, T> scalars;
     if (kind_.derives) {
       shared.get(scalars);
     } else {
@@ -217,10 +206,10 @@ class Block {
     return {scalars, (kind_.variant & kL2Penalty) != 0, table_.header.grad_scale};
   }
 
-  template <class Element, class Update>
+  template <class Formats, class Update>
   FUSEDOPT_FN void update_chunk(unsigned thread, const Update& update) const {
-    constexpr unsigned lanes = kPackBytes / sizeof(Element);
-    constexpr unsigned chunk_size = kChunkBytes / sizeof(Element);
+    constexpr unsigned lanes = Formats::kLanes, operands = Update::kOperands;
+    const unsigned chunk_size = chunk_elements(lanes > 1 ? lanes : lanes_of(kind_));
     // Chunks begin at packs; the first has the elements ahead of its packs as well.
     const bool has_packs = kind_.head != kNoAlignedPacks;
     const unsigned head = has_packs ? kind_.head : 0;
@@ -229,72 +218,75 @@ class Block {
     const int64_t left = field<int64_t>(offsetof(Entry, numel)) - begin;
     // Counted from the chunk's first element.
     const unsigned end = left < longest ? static_cast<unsigned>(left) : longest;
-    if (kind_.dim_count > 0) return update_strided<Element>(thread, update, begin, end);
+    const Formats formats(field<uint32_t>(offsetof(Entry, formats)));
+    const typename Formats::Single singles(field<uint32_t>(offsetof(Entry, formats)));
+    if (kind_.dim_count > 0) return update_strided(thread, update, singles, begin, end);
 
-    Element* first[kMaxOperands];
-    for (int k = 0; k < kMaxOperands; ++k) first[k] = data<Element>(k) + begin;
-    const auto update_at = [&](auto width, auto... i) {
+    std::byte* first[operands];
+    for (unsigned k = 0; k < operands; ++k) first[k] = formats.at(data(k), begin, k);
+    const auto update_at = [&](const auto& packs_of, auto... i) {
       const unsigned positions[] = {i...};
-      Element* at[sizeof...(i)][kMaxOperands];
+      std::byte* at[sizeof...(i)][operands];
       for (unsigned p = 0; p < sizeof...(i); ++p) {
-        for (int k = 0; k < kMaxOperands; ++k) at[p][k] = first[k] + positions[p];
+        for (unsigned k = 0; k < operands; ++k) at[p][k] = packs_of.at(first[k], positions[p], k);
       }
-      update.template update<decltype(width)::value>(at);
+      update.update(packs_of, at);
     };
-    using Lanes = std::integral_constant<unsigned, lanes>;
-    constexpr unsigned all_threads = kThreads * lanes;
     const unsigned ahead = chunk_ == 0 ? head : 0;
-    const unsigned packs_begin = has_packs && ahead < end ? ahead : end;
+    const unsigned packs_begin = lanes > 1 && has_packs && ahead < end ? ahead : end;
     const unsigned packs_end = end - (end - packs_begin) % lanes;
-    unsigned i = packs_begin + thread * lanes;
-    if constexpr (packs_at_once(Update::kOperands) == 2) {
+    if constexpr (lanes > 1) {
+      constexpr unsigned all_threads = kThreads * lanes;
+      unsigned i = packs_begin + thread * lanes;
+      if constexpr (packs_at_once(operands) == 2) {
 #pragma unroll 1
-      for (; i + all_threads < packs_end; i += 2 * all_threads) {
-        update_at(Lanes{}, i, i + all_threads);
+        for (; i + all_threads < packs_end; i += 2 * all_threads) {
+          update_at(formats, i, i + all_threads);
+        }
       }
-    }
 #pragma unroll 1
-    for (; i < packs_end; i += all_threads) update_at(Lanes{}, i);
+      for (; i < packs_end; i += all_threads) update_at(formats, i);
+    }
     const unsigned single = packs_begin + (end - packs_end);
 #pragma unroll 1
     for (unsigned s = thread; s < single; s += kThreads) {
-      update_at(std::integral_constant<unsigned, 1>{},
-                s < packs_begin ? s : packs_end + (s - packs_begin));
+      update_at(singles, s < packs_begin ? s : packs_end + (s - packs_begin));
     }
-  }
-
-  template <class Element>
-  FUSEDOPT_FN Element* data(int operand) const {
-    return field<Element*>(offsetof(Entry, data) + operand * sizeof(void*));
-  }
-
-  FUSEDOPT_FN static constexpr uint32_t stride_offset(int operand) {
-    return static_cast<uint32_t>(offsetof(StridedDim, strides) + operand * sizeof(int64_t));
   }
 
   // The elements [begin, begin + count) of a walk over all operands.
-  template <class Element, class Update>
-  FUSEDOPT_FN void update_strided(unsigned thread, const Update& update, int64_t begin,
-                                  unsigned count) const {
-    const uint32_t dims = field<uint32_t>(offsetof(Entry, dims));
+  template <class Formats, class Update>
+  FUSEDOPT_FN void update_strided(unsigned thread, const Update& update, const Formats& formats,
+                                  int64_t begin, unsigned count) const {
+    constexpr unsigned operands = Update::kOperands;
+    constexpr auto number = static_cast<uint32_t>(sizeof(int64_t));
+    constexpr uint32_t dim_size = number * static_cast<uint32_t>(Walk::numbers_per_dim(operands));
+    const uint32_t walk = field<uint32_t>(offsetof(Entry, walk));
 #pragma unroll 1
     for (unsigned e = thread; e < count; e += kThreads) {
-      Element* at[1][kMaxOperands];
-      for (int k = 0; k < kMaxOperands; ++k) at[0][k] = data<Element>(k);
+      std::byte* at[1][operands];
+      for (unsigned k = 0; k < operands; ++k) at[0][k] = data(k);
       int64_t i = begin + e;
 #pragma unroll 1
       for (unsigned d = kind_.dim_count; d-- > 0;) {
-        const uint32_t dim = dims + d * static_cast<uint32_t>(sizeof(StridedDim));
+        const uint32_t dim = walk + d * dim_size;
         const int64_t size_of_dim = read<int64_t>(table_, dim);
         const int64_t index = i % size_of_dim;
         i /= size_of_dim;
-        for (int k = 0; k < kMaxOperands; ++k) {
-          at[0][k] += index * read<int64_t>(table_, dim + stride_offset(k));
+        for (unsigned k = 0; k < operands; ++k) {
+          const int64_t offset = index * read<int64_t>(table_, dim + number * (1 + k));
+          at[0][k] = formats.at(at[0][k], offset, k);
         }
       }
-      update.template update<1>(at);
+      update.update(formats, at);
     }
   }
+
+  FUSEDOPT_FN std::byte* data(unsigned operand) const {
+    return field<std::byte*>(sizeof(Entry) + operand * sizeof(void*));
+  }
+
+  static constexpr uint32_t kEntrySize = entry_size(kOperandsOf<Rule>);
 
   const Table<size>& table_;
   uint32_t entry_;  // its offset

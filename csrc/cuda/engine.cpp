@@ -42,7 +42,7 @@ struct Launch {
   LaunchPlan plan;
   HeldMemory memory;  // null where the table is small and no step is counted
 
-  bool overflows() const { return !plan.fits<kLargeTable>(); }
+  bool overflows() const { return plan.storage() == LaunchPlan::Storage::kOverflow; }
 };
 
 struct Memory final : EngineMemory {
@@ -113,7 +113,7 @@ class CudaEngine final : public Engine {
 
   static void queue(unsigned rule, const Launch& launch, const Execution& execution,
                     std::byte* table) {
-    const bool is_large = !launch.overflows() && !launch.plan.fits<kSmallTable>();
+    const bool is_large = launch.plan.storage() == LaunchPlan::Storage::kLarge;
     const std::byte* const overflow = launch.overflows() ? launch.memory->device : nullptr;
     uint32_t* const arrivals = launch.memory == nullptr ? nullptr : launch.memory->arrivals;
     if (is_large) {
@@ -123,8 +123,11 @@ class CudaEngine final : public Engine {
     }
     void* arguments[] = {table};
     const uint32_t blocks = launch.plan.blocks();
-    const cudaError_t error = cudaLaunchKernel(kernel_of(rule, is_large), dim3(blocks),
-                                               dim3(kThreads), arguments, 0, stream_of(execution));
+    const KernelKind kind = launch.plan.has_mixed_formats() ? KernelKind::kMixedFormats
+                            : is_large                      ? KernelKind::kLarge
+                                                            : KernelKind::kSmall;
+    const cudaError_t error = cudaLaunchKernel(kernel_of(rule, kind), dim3(blocks), dim3(kThreads),
+                                               arguments, 0, stream_of(execution));
     if (error == cudaSuccess) return;
     fail(error, "launching " + std::to_string(blocks) + " blocks of " + std::to_string(kThreads) +
                     " threads on device " + std::to_string(execution.device.index));

@@ -3,8 +3,12 @@
 
 namespace fusedopt::cuda {
 
-// The kernel of a rule (its index in AllRules). Its parameter is a Table<kSmallTable> or a
-// Table<kLargeTable>.
-const void* kernel_of(unsigned rule, bool has_large_table);
+// By its parameter, a Table<kSmallTable> or a Table<kLargeTable>; or that for launches in which
+// some tensor has operands of different formats, so that the usual ones need not know of any. Its
+// parameter is a Table<kSmallTable>.
+enum class KernelKind { kSmall, kLarge, kMixedFormats };
+
+// The kernel of a rule (its index in AllRules).
+const void* kernel_of(unsigned rule, KernelKind kind);
 
 }  // namespace fusedopt::cuda

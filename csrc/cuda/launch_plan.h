@@ -17,9 +17,14 @@ class LaunchPlan {
   bool counts_steps() const { return header_.counting_blocks > 0; }
   const std::vector<std::byte>& sections() const { return sections_; }
 
-  template <unsigned size>
-  bool fits() const {
-    return sections_.size() <= Table<size>::kCapacity;
+  bool has_mixed_formats() const { return has_mixed_formats_; }
+
+  // Where the sections are: in a table of either size, or in memory of their own.
+  enum class Storage { kSmall, kLarge, kOverflow };
+  Storage storage() const {
+    if (sections_.size() <= Table<kSmallTable>::kCapacity) return Storage::kSmall;
+    const bool has_large = !has_mixed_formats_ && sections_.size() <= Table<kLargeTable>::kCapacity;
+    return has_large ? Storage::kLarge : Storage::kOverflow;
   }
 
   // The kernel's parameter, at `to`. `overflow` is null if the sections go into the table itself.
@@ -32,10 +37,12 @@ class LaunchPlan {
   }
 
  private:
-  Entry entry_of(const Update& update) const;
+  void append_entry(const UpdateList& list, const Update& update, uint32_t scalars_at,
+                    uint32_t walks_at);
   void append(const void* records, size_t size);
 
   TableHeader header_;
+  bool has_mixed_formats_ = false;
   std::vector<std::byte> sections_;
 };
 

@@ -7,8 +7,8 @@
 #include <iterator>
 #include <type_traits>
 
-#include "core/layout.h"
 #include "core/number.h"
+#include "core/operand.h"
 #include "cuda/tuning.h"
 
 namespace fusedopt::cuda {
@@ -17,9 +17,13 @@ namespace fusedopt::cuda {
 // them.
 constexpr uint8_t kNoAlignedPacks = 0xff;
 
+// Where all operands of an entry have one format, its number; or else this.
+constexpr uint8_t kMixedFormats = 0xff;
+
 // What of an entry selects the code that updates it.
 struct alignas(8) Kind {
-  DType dtype;
+  uint8_t format;  // that of all operands, or kMixedFormats
+  bool in_double;  // the type of the arithmetic
   uint8_t variant;
   uint8_t head;       // elements ahead of the first aligned pack, or kNoAlignedPacks
   uint8_t dim_count;  // of the dimensions to walk; 0: one run
@@ -27,15 +31,36 @@ struct alignas(8) Kind {
   bool derives;
 };
 
+// Elements of a pack: as many as fill kPackBytes in the one format, or in that of the arithmetic.
+FUSEDOPT_FN constexpr unsigned lanes_of(const Kind& kind) {
+  const bool is_mixed = kind.format == kMixedFormats;
+  const unsigned size = is_mixed ? (kind.in_double ? 8u : 4u)
+                                 : static_cast<unsigned>(size_of(static_cast<Format>(kind.format)));
+  return kPackBytes / size;
+}
+
+// Behind it follow the addresses of its operands, in as many places as the rule has operands.
 struct Entry {
-  void* data[kMaxOperands];
   void* step;  // null where the host counts, or nobody does
   int64_t numel;
   uint32_t first_chunk;  // the chunks of all entries are numbered through, one a block
   uint32_t scalars;      // offset of the scalars or, where the kernel derives them, of the options
-  uint32_t dims;         // offset of the dimensions to walk
+  uint32_t walk;         // offset of the numbers of a Walk
+  uint32_t formats;      // of the operands, kFormatBits each
   Kind kind;
 };
+
+constexpr unsigned kFormatBits = 4;
+FUSEDOPT_FN constexpr Format format_of(uint32_t formats, unsigned operand) {
+  return static_cast<Format>(formats >> (kFormatBits * operand) & ((1u << kFormatBits) - 1));
+}
+
+// The most operands that an update of a rule has, and what an entry takes in its tables.
+template <class Rule>
+constexpr unsigned kOperandsOf = kFirstState + Rule::kStates.size();
+constexpr uint32_t entry_size(unsigned operands) {
+  return static_cast<uint32_t>(sizeof(Entry) + operands * sizeof(void*));
+}
 
 struct TableHeader {
   const std::byte* overflow;  // where the sections are in the device's memory, if not in the table
@@ -47,7 +72,7 @@ struct TableHeader {
   uint32_t chunk_count;
 };
 
-// The sections are the entries, at offset 0, then scalars and options, then dimensions.
+// The sections are the entries, at offset 0, then scalars and options, then walks.
 template <unsigned size>
 struct Table {
   static constexpr unsigned kCapacity = size - sizeof(TableHeader);

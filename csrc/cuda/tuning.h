@@ -12,19 +12,23 @@
 namespace fusedopt::cuda {
 
 constexpr unsigned kThreads = 128;
-constexpr unsigned kMinBlocksPerMultiprocessor = 5;
+// The kernel for mixed formats needs more of them for itself.
+constexpr unsigned min_blocks_per_multiprocessor(bool has_mixed_formats) {
+  return has_mixed_formats ? 4 : 5;
+}
 
-// The widest access of one thread.
+// The widest access of one thread. A pack has as many elements as fill it in the widest format of
+// the operands.
 constexpr unsigned kPackBytes = 16;
 
 // Packs of every operand that a thread reads before it waits for the first. With few operands one
 // pack each is little to have under way.
 constexpr unsigned packs_at_once(unsigned operands) { return operands <= 3 ? 2 : 1; }
 
-// A block updates this much of every operand. Small enough that the last blocks of a launch end
+// A block updates so many packs of every operand. Small enough that the last blocks of a launch end
 // together, large enough that finding the tensor is a small part of the block's work.
 constexpr unsigned kPacksPerThread = 8;
-constexpr unsigned kChunkBytes = kThreads * kPacksPerThread * kPackBytes;
+constexpr unsigned chunk_elements(unsigned lanes) { return kThreads * kPacksPerThread * lanes; }
 
 // Sizes of a table that is passed by value. A launch copies all of it, so that a small model should
 // not pay for the largest that CUDA allows: 32,764 bytes from CUDA 12.1 and Volta on.

@@ -41,12 +41,11 @@ struct Adadelta {
   }
 
   template <unsigned variant, class T>
-  FUSEDOPT_FN static void update(T& param, T grad, T& square_avg, T& acc_delta,
-                                 const Scalars<T>& s) {
+  FUSEDOPT_FN static T update(T, T grad, T& square_avg, T& acc_delta, const Scalars<T>& s) {
     square_avg = s.rho * square_avg + s.one_minus_rho * grad * grad;
     const T delta = square_root(acc_delta + s.eps) / square_root(square_avg + s.eps) * grad;
     acc_delta = s.rho * acc_delta + s.one_minus_rho * delta * delta;
-    param = param - s.lr * delta;
+    return s.lr * delta;
   }
 };
 

@@ -43,10 +43,10 @@ struct Adagrad {
   }
 
   template <unsigned variant, class T>
-  FUSEDOPT_FN static void update(T& param, T grad, T& state_sum, const Scalars<T>& s) {
+  FUSEDOPT_FN static T update(T, T grad, T& state_sum, const Scalars<T>& s) {
     state_sum = state_sum + grad * grad;
     const T denom = square_root(state_sum) + s.eps;
-    param = param - s.decayed_lr * grad / denom;
+    return s.decayed_lr * grad / denom;
   }
 };
 

@@ -60,8 +60,8 @@ struct Adam {
   }
 
   template <unsigned variant, class T>
-  FUSEDOPT_FN static void update(T& param, T grad, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq,
-                                 const Scalars<T>& s) {
+  FUSEDOPT_FN static T update(T, T grad, T& exp_avg, T& exp_avg_sq, T& max_exp_avg_sq,
+                              const Scalars<T>& s) {
     exp_avg = lerp(exp_avg, grad, s.one_minus_beta1);
     exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * grad * grad;
     T second_moment = exp_avg_sq;
@@ -70,7 +70,7 @@ struct Adam {
       second_moment = max_exp_avg_sq;
     }
     const T denom = square_root(second_moment) * s.rsqrt_bias_correction2 + s.eps;
-    param = param - s.step_size * exp_avg / denom;
+    return s.step_size * exp_avg / denom;
   }
 };
 

@@ -43,9 +43,9 @@ struct Momentum {
   }
 
   template <unsigned variant, class T>
-  FUSEDOPT_FN static void update(T& param, T grad, T& velocity, const Scalars<T>& s) {
+  FUSEDOPT_FN static T update(T, T grad, T& velocity, const Scalars<T>& s) {
     velocity = s.momentum * velocity - s.lr * grad;
-    param = param + velocity;
+    return -velocity;
   }
 };
 

@@ -14,10 +14,10 @@ struct Nesterov : Momentum {
   static constexpr const char* kName = "nesterov";
 
   template <unsigned variant, class T>
-  FUSEDOPT_FN static void update(T& param, T grad, T& velocity, const Scalars<T>& s) {
+  FUSEDOPT_FN static T update(T, T grad, T& velocity, const Scalars<T>& s) {
     const T impulse = s.lr * grad;
     velocity = s.momentum * velocity - impulse;
-    param = param + (s.momentum * velocity - impulse);
+    return -(s.momentum * velocity - impulse);  // not impulse - ..., whose zero has another sign
   }
 };
 

@@ -1,7 +1,7 @@
 // The list of all rules. A new optimizer is entered here and nowhere else in csrc/.
 #pragma once
 
-#include <algorithm>
+#include <array>
 #include <cstddef>
 
 #include "rules/adadelta.h"
@@ -18,7 +18,6 @@ namespace fusedopt {
 template <class... Rules>
 struct RuleList {
   static constexpr size_t kCount = sizeof...(Rules);
-  static constexpr size_t kMaxStates = std::max({Rules::kStates.size()...});
 
   // Calls f.template operator()<Rule>() for every rule and collects the results, in order.
   template <class F>

@@ -53,8 +53,8 @@ struct Rmsprop {
   }
 
   template <unsigned variant, class T>
-  FUSEDOPT_FN static void update(T& param, T grad, T& square_avg, T& momentum_buffer, T& grad_avg,
-                                 const Scalars<T>& s) {
+  FUSEDOPT_FN static T update(T, T grad, T& square_avg, T& momentum_buffer, T& grad_avg,
+                              const Scalars<T>& s) {
     square_avg = s.alpha * square_avg + s.one_minus_alpha * grad * grad;
     T variance = square_avg;
     if constexpr (variant & kCentered) {
@@ -64,9 +64,9 @@ struct Rmsprop {
     const T denom = square_root(variance) + s.eps;
     if constexpr (variant & kMomentum) {
       momentum_buffer = s.momentum * momentum_buffer + grad / denom;
-      param = param - s.lr * momentum_buffer;
+      return s.lr * momentum_buffer;
     } else {
-      param = param - s.lr * grad / denom;
+      return s.lr * grad / denom;
     }
   }
 };

@@ -57,7 +57,7 @@ struct Sgd {
   }
 
   template <unsigned variant, class T>
-  FUSEDOPT_FN static void update(T& param, T grad, T& momentum_buffer, const Scalars<T>& s) {
+  FUSEDOPT_FN static T update(T, T grad, T& momentum_buffer, const Scalars<T>& s) {
     if constexpr (variant != kPlain) {
       constexpr bool is_fresh = variant == kFreshMomentum || variant == kFreshNesterov;
       constexpr bool is_nesterov = variant == kNesterov || variant == kFreshNesterov;
@@ -65,7 +65,7 @@ struct Sgd {
           is_fresh ? grad : s.momentum * momentum_buffer + s.one_minus_dampening * grad;
       grad = is_nesterov ? grad + s.momentum * momentum_buffer : momentum_buffer;
     }
-    param = param - s.lr * grad;
+    return s.lr * grad;
   }
 };
 

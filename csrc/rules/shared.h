@@ -1,5 +1,5 @@
-// What every rule shares, written once and applied ahead of it: the scale of a gradient scaler, the
-// sign for `maximize` and both kinds of weight decay.
+// What every rule shares, written once and applied ahead of it: the sign for `maximize` and both
+// kinds of weight decay.
 #pragma once
 
 #include "rules/math.h"
@@ -42,16 +42,11 @@ FUSEDOPT_FN SharedScalars<T> derive_shared(const SharedHyper& hyper) {
   };
 }
 
-// The gradient of the loss itself, from that of the loss times the scale of a gradient scaler.
 template <class T>
-FUSEDOPT_FN T unscale(T grad, T scale) {
-  return grad / scale;
-}
-
-template <bool l2_penalty, class T>
-FUSEDOPT_FN void apply_shared(T& param, T& grad, const SharedScalars<T>& scalars) {
+FUSEDOPT_FN void apply_shared(T& param, T& grad, bool has_l2_penalty,
+                              const SharedScalars<T>& scalars) {
   grad = scalars.grad_sign * grad;
-  if constexpr (l2_penalty) grad = grad + scalars.weight_decay * param;
+  if (has_l2_penalty) grad = grad + scalars.weight_decay * param;
   param = scalars.param_scale * param;
 }
 

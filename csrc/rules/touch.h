@@ -42,12 +42,11 @@ struct Touch {
   }
 
   template <unsigned variant, class T>
-  FUSEDOPT_FN static void update(T& param, T grad, T& first, T& second, T& third,
-                                 const Scalars<T>&) {
-    param = param + grad;
+  FUSEDOPT_FN static T update(T, T grad, T& first, T& second, T& third, const Scalars<T>&) {
     if constexpr (uses(variant, 0)) first = first + grad;
     if constexpr (uses(variant, 1)) second = second + grad;
     if constexpr (uses(variant, 2)) third = third + grad;
+    return -grad;
   }
 };
 

@@ -1,6 +1,7 @@
 // Prints a checksum of every kernel's results on fixed inputs. Built for another architecture and
 // run there or in an emulator, it has to print the same lines: see `make neon-check`.
 #include <algorithm>
+#include <bit>
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
@@ -59,6 +60,11 @@ uint64_t checksum_of(uint64_t checksum, std::vector<T> values) {
   return add_to_checksum(checksum, values.data(), kElements * sizeof(T));
 }
 
+template <class Rule>
+size_t operand_count(unsigned variant) {
+  return kFirstState + static_cast<size_t>(std::popcount(used_states<Rule>(rule_variant(variant))));
+}
+
 template <class Rule, class T>
 void print_rule(unsigned index) {
   for (unsigned variant = 0; variant < kVariantCount<Rule>; ++variant) {
@@ -69,13 +75,13 @@ void print_rule(unsigned index) {
     Update update;
     update.scalars = hyper.add_scalars(list, 7, sizeof(T) == sizeof(double));
     std::vector<std::vector<T>> arrays;
-    std::array<void*, kMaxOperands> operands{};
-    for (size_t k = 0; k < kFirstState + Rule::kStates.size(); ++k) {
+    std::vector<void*> operands;
+    for (size_t k = 0; k < operand_count<Rule>(variant); ++k) {
       arrays.push_back(inputs<T>(k + 1, k >= kFirstState));
     }
-    for (size_t k = 0; k < arrays.size(); ++k) operands[k] = arrays[k].data();
-    const auto kernel =
-        cpu::FUSEDOPT_ISA::kernel_table.kernels[index][2 * variant + (sizeof(T) == 8)];
+    for (auto& array : arrays) operands.push_back(array.data());
+    const auto kernel = cpu::FUSEDOPT_ISA::kernel_table
+                            .kernels[index][variant * cpu::kUsualFormats.size() + (sizeof(T) == 8)];
     for (int step = 0; step < 3; ++step) kernel(operands.data(), list.scalars(update), kElements);
     uint64_t checksum = 14695981039346656037u;
     for (const auto& array : arrays) checksum = checksum_of(checksum, array);
@@ -83,22 +89,53 @@ void print_rule(unsigned index) {
   }
 }
 
-void print_conversions() {
+// Kernels that decode and encode 16 bits themselves, and the conversions between.
+template <class Rule>
+void print_rule_in_16_bits(unsigned index, size_t formats) {
   const auto& table = cpu::FUSEDOPT_ISA::kernel_table;
+  const auto encode = table.encode[0][static_cast<size_t>(cpu::kUsualFormats[formats].param)];
+  for (unsigned variant = 0; variant < kVariantCount<Rule>; ++variant) {
+    FixedOptions options{variant % 2 == 1};
+    const HyperparametersOf<Rule> hyper(Rule::read(options));
+    UpdateList list;
+    list.clear(index);
+    Update update;
+    update.scalars = hyper.add_scalars(list, 7, false);
+    std::vector<std::vector<uint16_t>> arrays;
+    std::vector<void*> operands;
+    for (size_t k = 0; k < operand_count<Rule>(variant); ++k) {
+      const std::vector<float> wide = inputs<float>(k + 1, k >= kFirstState);
+      arrays.emplace_back(kElements);
+      encode(wide.data(), arrays.back().data(), kElements);
+    }
+    for (auto& array : arrays) operands.push_back(array.data());
+    const auto kernel = table.kernels[index][variant * cpu::kUsualFormats.size() + formats];
+    for (int step = 0; step < 3; ++step) kernel(operands.data(), list.scalars(update), kElements);
+    uint64_t checksum = 14695981039346656037u;
+    for (const auto& array : arrays) {
+      checksum = add_to_checksum(checksum, array.data(), kElements * sizeof(uint16_t));
+    }
+    std::printf("%s %u %s %016" PRIx64 "\n", Rule::kName, variant,
+                name_of(cpu::kUsualFormats[formats].param), checksum);
+  }
+}
+
+template <class T>
+void print_conversions(Format format) {
+  const auto& table = cpu::FUSEDOPT_ISA::kernel_table;
+  constexpr bool in_double = sizeof(T) == sizeof(double);
+  const auto decode = table.decode[in_double][static_cast<size_t>(format)];
+  const auto encode = table.encode[in_double][static_cast<size_t>(format)];
   std::vector<uint16_t> all(65536), back(65536);
-  std::vector<float> wide(65536);
+  std::vector<T> wide(65536);
   for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<uint16_t>(i);
-  const auto print = [&](const char* name, auto widen, auto narrow) {
-    widen(all.data(), wide.data(), 65536);
-    for (float& value : wide) value = value * 1.0009765f + 1e-7f;
-    narrow(wide.data(), back.data(), 65536);
-    for (float& value : wide) value = value != value ? 0.0f : value;  // any NaN will do
-    uint64_t checksum = add_to_checksum(0, wide.data(), 65536 * sizeof(float));
-    checksum = add_to_checksum(checksum, back.data(), 65536 * sizeof(uint16_t));
-    std::printf("%s %016" PRIx64 "\n", name, checksum);
-  };
-  print("bfloat16", table.widen_bfloat16, table.narrow_bfloat16);
-  print("float16", table.widen_float16, table.narrow_float16);
+  decode(all.data(), wide.data(), 65536);
+  for (T& value : wide) value = value * T(1.0009765) + T(1e-7);
+  encode(wide.data(), back.data(), 65536);
+  for (T& value : wide) value = value != value ? T(0) : value;  // any NaN will do
+  uint64_t checksum = add_to_checksum(0, wide.data(), 65536 * sizeof(T));
+  checksum = add_to_checksum(checksum, back.data(), 65536 * sizeof(uint16_t));
+  std::printf("%s %zu %016" PRIx64 "\n", name_of(format), sizeof(T), checksum);
 }
 
 }  // namespace
@@ -109,7 +146,12 @@ int main() {
   fusedopt::AllRules::map([&]<class Rule>() {
     fusedopt::print_rule<Rule, float>(index);
     fusedopt::print_rule<Rule, double>(index);
+    fusedopt::print_rule_in_16_bits<Rule>(index, 2);
+    fusedopt::print_rule_in_16_bits<Rule>(index, 3);
     return index++;
   });
-  fusedopt::print_conversions();
+  for (auto format : {fusedopt::Format::kBFloat16, fusedopt::Format::kFloat16}) {
+    fusedopt::print_conversions<float>(format);
+    fusedopt::print_conversions<double>(format);
+  }
 }

@@ -18,23 +18,22 @@
 namespace fusedopt {
 namespace {
 
-enum Storage { kSmall, kLarge, kOverflow };
+using namespace fusedopt::cuda;
 
 struct Settings {
   bool overflows = false;  // even where the table would fit
   unsigned seed = 0;       // of the blocks' order; 0: ascending
   bool fails = false;      // as a launch may
   unsigned launches = 0, blocks = 0;
-  Storage storage = kSmall;  // of the last launch
+  LaunchPlan::Storage storage = LaunchPlan::Storage::kSmall;  // of the last launch
 } settings;
 
-using namespace fusedopt::cuda;
-
-template <class Rule, unsigned size>
+template <class Rule, bool has_mixed_formats, unsigned size>
 void run_blocks(const Table<size>& table, const std::vector<uint32_t>& order) {
-  if (Block<Rule, size>::is_skipped(table)) return;
+  using Block = Block<Rule, size, has_mixed_formats>;
+  if (Block::is_skipped(table)) return;
   for (uint32_t index : order) {
-    const Block<Rule, size> block(table, index);
+    const Block block(table, index);
     Shared<Rule> shared{};
     if (block.derives()) block.derive(shared);
     for (unsigned thread = 0; thread < kThreads; ++thread) block.run(thread, shared);
@@ -54,16 +53,18 @@ struct RunRule {
   static void run(const LaunchPlan& plan, const std::byte* overflow, uint32_t* arrivals) {
     static Table<size> table;
     plan.write(table, overflow, arrivals);
-    run_blocks<Rule>(table, block_order(plan.blocks()));
+    const auto order = block_order(plan.blocks());
+    if (!plan.has_mixed_formats()) return run_blocks<Rule, false>(table, order);
+    if constexpr (size == kSmallTable) run_blocks<Rule, true>(table, order);
   }
 
   static void launch(const LaunchPlan& plan, uint32_t* arrivals) {
-    const bool overflows = settings.overflows || !plan.fits<kLargeTable>();
-    settings.storage = overflows ? kOverflow : plan.fits<kSmallTable>() ? kSmall : kLarge;
+    using Storage = LaunchPlan::Storage;
+    settings.storage = settings.overflows ? Storage::kOverflow : plan.storage();
     switch (settings.storage) {
-      case kSmall: return run<kSmallTable>(plan, nullptr, arrivals);
-      case kLarge: return run<kLargeTable>(plan, nullptr, arrivals);
-      case kOverflow: return run<kSmallTable>(plan, plan.sections().data(), arrivals);
+      case Storage::kSmall: return run<kSmallTable>(plan, nullptr, arrivals);
+      case Storage::kLarge: return run<kLargeTable>(plan, nullptr, arrivals);
+      case Storage::kOverflow: return run<kSmallTable>(plan, plan.sections().data(), arrivals);
     }
   }
 };
@@ -107,12 +108,13 @@ class EmulatedCuda final : public Engine {
 PYBIND11_MODULE(_emulated_cuda, m) {
   static EmulatedCuda engine;
   m.attr("engine") = py::capsule(static_cast<Engine*>(&engine), kEngineCapsule);
-  m.attr("chunk_bytes") = kChunkBytes;
+  m.attr("chunk_bytes") = chunk_elements(1) * kPackBytes;
   m.attr("threads") = kThreads;
   m.attr("small_table") = kSmallTable;
   m.attr("large_table") = kLargeTable;
   m.attr("rules") = AllRules::kCount;
-  m.attr("min_blocks_per_multiprocessor") = kMinBlocksPerMultiprocessor;
+  m.attr("min_blocks_per_multiprocessor") = min_blocks_per_multiprocessor(false);
+  m.attr("min_blocks_of_mixed_formats") = min_blocks_per_multiprocessor(true);
   m.def("configure", [](bool overflows, unsigned seed, bool fails) {
     settings = {.overflows = overflows, .seed = seed, .fails = fails};
   });
@@ -120,7 +122,7 @@ PYBIND11_MODULE(_emulated_cuda, m) {
   m.def("blocks", [] { return settings.blocks; });
   m.def("storage", [] {
     constexpr const char* names[] = {"small", "large", "overflow"};
-    return names[settings.storage];
+    return names[static_cast<int>(settings.storage)];
   });
 }
 

@@ -20,11 +20,11 @@ enum class Layout { kDense, kStrided, kTransposed };
 // A matrix of two strides.
 struct Tensor {
   int64_t sizes[2], strides[2];
-  DType dtype;
+  Format format;
   std::unique_ptr<std::byte, decltype(&std::free)> memory;
 
-  Tensor(int64_t rows, int64_t columns, Layout layout, DType dtype)
-      : sizes{rows, columns}, dtype(dtype), memory(nullptr, std::free) {
+  Tensor(int64_t rows, int64_t columns, Layout layout, Format format)
+      : sizes{rows, columns}, format(format), memory(nullptr, std::free) {
     const bool is_transposed = layout == Layout::kTransposed;
     const int64_t gap = layout == Layout::kStrided ? 3 : 1;
     strides[0] = is_transposed ? 1 : columns * gap;
@@ -34,7 +34,7 @@ struct Tensor {
     for_each([&](std::byte* element) { std::memset(element, 0x3c, size()); });
   }
 
-  size_t size() const { return static_cast<size_t>(size_of(dtype)); }
+  size_t size() const { return static_cast<size_t>(size_of(format)); }
 
   template <class Visit>
   void for_each(Visit visit) const {
@@ -53,7 +53,7 @@ struct Tensor {
     view.sizes = sizes;
     view.strides = strides;
     view.ndim = 2;
-    view.dtype = dtype;
+    view.format = format;
     return view;
   }
 };
@@ -78,46 +78,55 @@ void run(UpdateList& list) {
 }
 
 template <class Rule>
-void run_rule(unsigned index, const Hyperparameters& hyper, DType dtype, Layout layout,
+void run_rule(unsigned index, const Hyperparameters& hyper, FormatMix formats, Layout layout,
               Layout layout_of_grad, const float* grad_scale) {
   UpdateList list;
   list.clear(index);
   const RuleInfo info = rule_info<Rule>(index);
+  const unsigned used = info.used_states(hyper.variant(false)) << kFirstState | 3u;
   std::vector<std::unique_ptr<Tensor>> tensors;
   std::vector<const Tensor*> params;
   for (int64_t columns : {1, 7, 63, 64, 65, 257}) {
-    Operands operands{};
-    std::array<TensorView, kMaxOperands> views;
-    const unsigned used = info.used_states(hyper.variant(false)) << kFirstState | 3u;
-    for (int k = 0; k < kMaxOperands; ++k) {
-      if (!(used >> k & 1)) continue;
+    std::vector<Operand> operands;
+    std::vector<TensorView> views;
+    std::vector<const char*> names;
+    for (uint8_t role = 0; role < info.operand_names.size(); ++role) {
+      if (!(used >> role & 1)) continue;
+      const bool is_grad = role == kGrad;
+      const Format format = role == kParam ? formats.param
+                            : is_grad      ? formats.grad
+                                           : formats.states;
       tensors.push_back(
-          std::make_unique<Tensor>(3, columns, k == kGrad ? layout_of_grad : layout, dtype));
-      views[k] = tensors.back()->view();
-      operands[k] = &views[k];
-      if (k == kParam) params.push_back(tensors.back().get());
+          std::make_unique<Tensor>(3, columns, is_grad ? layout_of_grad : layout, format));
+      views.push_back(tensors.back()->view());
+      names.push_back(info.operand_names[role]);
+      const bool is_read_only = is_grad && grad_scale == nullptr;
+      operands.push_back(
+          {.access = is_read_only ? Access::kRead : Access::kReadWrite, .role = role});
+      if (role == kParam) params.push_back(tensors.back().get());
     }
-    validate(operands, info.operand_names);
+    validate(views, names);
     Update update;
+    update.in_double = computes_in_double(views);
     update.variant = static_cast<uint16_t>(hyper.variant(false));
-    update.scalars = hyper.add_scalars(list, 7, computes_in_double(dtype));
-    list.add(update, operands);
+    update.scalars = hyper.add_scalars(list, 7, update.in_double);
+    list.add(update, views, operands);
   }
-  list.set_amp({.grad_scale = grad_scale, .found_inf = nullptr});
+  list.set_prologue({.grad_scale = grad_scale, .found_inf = nullptr});
   for (int step = 0; step < 2; ++step) run(list);
   for (const Tensor* param : params) check(*param);
 }
 
 template <class Rule>
-void run_layouts(unsigned index, DType dtype) {
+void run_layouts(unsigned index, FormatMix formats) {
   const auto scale = std::make_unique<float>(2.0f);
   for (bool on : {false, true}) {
     FixedOptions options{on};
     const HyperparametersOf<Rule> hyper(Rule::read(options));
     for (Layout layout : {Layout::kDense, Layout::kStrided, Layout::kTransposed}) {
       for (Layout of_grad : {Layout::kDense, Layout::kStrided}) {
-        run_rule<Rule>(index, hyper, dtype, layout, of_grad, nullptr);
-        run_rule<Rule>(index, hyper, dtype, layout, of_grad, scale.get());
+        run_rule<Rule>(index, hyper, formats, layout, of_grad, nullptr);
+        run_rule<Rule>(index, hyper, formats, layout, of_grad, scale.get());
       }
     }
   }
@@ -126,9 +135,12 @@ void run_layouts(unsigned index, DType dtype) {
 void run_all() {
   unsigned index = 0;
   AllRules::map([&]<class Rule>() {
-    for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16}) {
-      run_layouts<Rule>(index, dtype);
+    using enum Format;
+    for (Format format : {kFloat32, kFloat64, kBFloat16, kFloat16}) {
+      run_layouts<Rule>(index, {format, format, format});
     }
+    run_layouts<Rule>(index, {kFloat32, kBFloat16, kFloat16});
+    run_layouts<Rule>(index, {kBFloat16, kFloat64, kFloat32});
     return index++;
   });
   std::printf("%lld elements, %lld of them unchanged\n", static_cast<long long>(elements),
@@ -139,8 +151,8 @@ void run_all() {
 void run_planted(std::string_view fault) {
   FixedOptions options{false};
   const HyperparametersOf<Sgd> hyper(Sgd::read(options));
-  const Tensor param(3, 65, Layout::kDense, DType::kFloat32);
-  Tensor grad(3, fault == "overrun" ? 64 : 65, Layout::kDense, DType::kFloat32);
+  const Tensor param(3, 65, Layout::kDense, Format::kFloat32);
+  Tensor grad(3, fault == "overrun" ? 64 : 65, Layout::kDense, Format::kFloat32);
   const TensorView param_view = param.view();
   TensorView grad_view = param_view;
   grad_view.data = grad.memory.get();
@@ -152,7 +164,9 @@ void run_planted(std::string_view fault) {
   list.clear(0);
   Update update;
   update.scalars = hyper.add_scalars(list, 1, false);
-  list.add(update, {&param_view, &grad_view});
+  const TensorView views[] = {param_view, grad_view};
+  const Operand operands[] = {{.role = kParam}, {.access = Access::kRead, .role = kGrad}};
+  list.add(update, views, operands);
   run(list);
   check(param);
 }

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include RULE_HEADER
+#include "core/scalars.h"
 #include "fixed_options.h"
 
 extern "C" void step(int64_t step, int64_t count, float* param, const float* grad, float* first,
@@ -10,11 +11,8 @@ extern "C" void step(int64_t step, int64_t count, float* param, const float* gra
   using fusedopt::RULE;
   fusedopt::FixedOptions options{false};
   const RULE::Hyper hyper = RULE::read(options);
-  const auto shared = fusedopt::derive_shared<float>(hyper);
-  const auto scalars = RULE::derive<float>(hyper, step);
+  const auto scalars = fusedopt::derive_scalars<float, RULE>(hyper, step);
   for (int64_t i = 0; i < count; ++i) {
-    float g = grad[i];
-    fusedopt::apply_shared<true>(param[i], g, shared);
-    RULE::update<0>(param[i], g, first[i], second[i], scalars);
+    fusedopt::update_element<RULE, 0>(param[i], grad[i], true, scalars, first[i], second[i]);
   }
 }

@@ -1,0 +1,39 @@
+// What an update reads and writes.
+#pragma once
+
+#include "core/format.h"
+
+namespace fusedopt {
+
+enum class Access : uint8_t {
+  kRead,
+  kReadWrite,
+  kWrite,  // its memory holds nothing yet: before the update its elements are `initial`
+};
+
+struct Operand {
+  void* data = nullptr;
+  double initial = 0;
+  Format format = Format::kFloat32;
+  Access access = Access::kReadWrite;
+  uint8_t role = 0;  // which of the rule's: kParam, kGrad, or kFirstState and the state's number
+
+  bool is_read() const { return access != Access::kWrite; }
+  bool is_written() const { return access != Access::kRead; }
+};
+
+// The operands of an update are its parameter, its gradient and the states that it uses, in this
+// order. The same numbers are their roles, where states that are not used keep their place.
+constexpr int kParam = 0, kGrad = 1, kFirstState = 2;
+
+// A bit each for the states of a rule, and a byte for the operands of an update.
+constexpr int kMostOperands = kFirstState + 32;
+
+// The formats that select a kernel.
+struct FormatMix {
+  Format param = Format::kFloat32, grad = Format::kFloat32, states = Format::kFloat32;
+
+  bool operator==(const FormatMix&) const = default;
+};
+
+}  // namespace fusedopt

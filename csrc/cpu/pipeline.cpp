@@ -1,0 +1,205 @@
+#include "cpu/pipeline.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+
+#include "core/codec.h"
+
+namespace fusedopt::cpu {
+namespace {
+
+// Walks the elements of all operands in step, as runs along the innermost dimension.
+class ElementWalk {
+ public:
+  ElementWalk(const Walk& walk, int64_t begin) : walk_(walk), inner_(walk.dims() - 1) {
+    std::fill_n(offsets_, walk.operands(), 0);
+    for (size_t d = walk.dims(); d-- > 0;) {
+      index_[d] = begin % walk.size(d);
+      begin /= walk.size(d);
+      move(d, index_[d]);
+    }
+  }
+
+  // Calls visit(offsets, position in the block, length) for runs that make up the next n elements.
+  template <class Visit>
+  void next(int64_t n, Visit visit) {
+    for (int64_t done = 0; done < n;) {
+      const int64_t run = std::min(n - done, walk_.size(inner_) - index_[inner_]);
+      visit(offsets_, done, run);
+      done += run;
+      advance(run);
+    }
+  }
+
+  int64_t inner_stride(size_t operand) const { return walk_.stride(inner_, operand); }
+
+ private:
+  void move(size_t dim, int64_t by) {
+    for (size_t k = 0; k < walk_.operands(); ++k) offsets_[k] += by * walk_.stride(dim, k);
+  }
+
+  void advance(int64_t run) {
+    size_t d = inner_;
+    index_[d] += run;
+    move(d, run);
+    for (; d > 0 && index_[d] == walk_.size(d); --d) {
+      move(d, -index_[d]);
+      index_[d] = 0;
+      ++index_[d - 1];
+      move(d - 1, 1);
+    }
+  }
+
+  Walk walk_;
+  size_t inner_;
+  int64_t index_[kMaxWalkDims];
+  int64_t offsets_[kMostOperands];
+};
+
+template <class Element>
+void copy_run(const std::byte* from, int64_t from_stride, std::byte* to, int64_t to_stride,
+              int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    std::memcpy(to + i * to_stride * sizeof(Element), from + i * from_stride * sizeof(Element),
+                sizeof(Element));
+  }
+}
+
+void copy_run(size_t element_size, const std::byte* from, int64_t from_stride, std::byte* to,
+              int64_t to_stride, int64_t n) {
+  switch (element_size) {
+    case 2: return copy_run<uint16_t>(from, from_stride, to, to_stride, n);
+    case 4: return copy_run<uint32_t>(from, from_stride, to, to_stride, n);
+    default: return copy_run<uint64_t>(from, from_stride, to, to_stride, n);
+  }
+}
+
+void fill(Format format, void* to, double value, int64_t n) {
+  with_codec(format, [&]<class Codec>() {
+    // As torch fills: to float first, unless there is room for a double.
+    using Stored = typename Codec::Stored;
+    using Number = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+    const Stored stored = Codec::encode(static_cast<Number>(value));
+    std::fill_n(static_cast<Stored*>(to), n, stored);
+  });
+}
+
+// One block: where the elements of each operand are as stored, and where the kernel finds them.
+class Block {
+ public:
+  Block(const KernelTable& isa, const UpdateList& list, const Update& update, BlockBuffer* buffers)
+      : isa_(isa),
+        operands_(list.operands(update)),
+        buffers_(buffers),
+        in_double_(update.in_double),
+        kernel_(isa.kernels[list.rule()][update.variant * kUsualFormats.size() + in_double_]),
+        scalars_(list.scalars(update)),
+        grad_scale_(list.prologue().grad_scale) {}
+
+  size_t operands() const { return operands_.size(); }
+  const Operand& operand(size_t k) const { return operands_[k]; }
+  size_t element_size(size_t k) const { return size_of(operands_[k].format); }
+
+  std::byte* in_memory(size_t k, int64_t offset) const {
+    return static_cast<std::byte*>(operands_[k].data) +
+           offset * static_cast<int64_t>(element_size(k));
+  }
+  std::byte* in_buffer(size_t k) const { return buffers_[k].stored; }
+
+  void place(size_t k, void* stored) { stored_[k] = stored; }
+
+  void update(int64_t n) {
+    for (size_t k = 0; k < operands(); ++k) decode(k, n);
+    if (grad_scale_ != nullptr) isa_.unscale[in_double_](numbers_[kGrad], *grad_scale_, n);
+    kernel_(numbers_, scalars_, n);
+    for (size_t k = 0; k < operands(); ++k) encode(k, n);
+  }
+
+ private:
+  void decode(size_t k, int64_t n) {
+    const Format format = operands_[k].format;
+    if (!operands_[k].is_read()) fill(format, stored_[k], operands_[k].initial, n);
+    numbers_[k] = stored_[k];
+    if (format == arithmetic_format(in_double_)) return;
+    numbers_[k] = buffers_[k].numbers;
+    isa_.decode[in_double_][static_cast<size_t>(format)](stored_[k], numbers_[k], n);
+  }
+
+  void encode(size_t k, int64_t n) const {
+    if (!operands_[k].is_written() || numbers_[k] == stored_[k]) return;
+    const auto format = static_cast<size_t>(operands_[k].format);
+    isa_.encode[in_double_][format](numbers_[k], stored_[k], n);
+  }
+
+  const KernelTable& isa_;
+  std::span<const Operand> operands_;
+  BlockBuffer* buffers_;
+  bool in_double_;
+  Kernel kernel_;
+  const void* scalars_;
+  const float* grad_scale_;  // null: the gradients are not scaled
+  void* stored_[kMostOperands];
+  void* numbers_[kMostOperands];
+};
+
+void prefetch(const std::byte* begin, size_t size) {
+  constexpr size_t kLine = 64;
+  for (size_t at = 0; at < size; at += kLine) __builtin_prefetch(begin + at, 1);
+}
+
+void update_run(Block& block, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += kBlock) {
+    for (size_t k = 0; k < block.operands(); ++k) {
+      block.place(k, block.in_memory(k, i));
+      // The next block is on its way while this one is computed: a pass over buffers leaves the
+      // hardware's own prefetching behind.
+      prefetch(block.in_memory(k, i + kBlock), kBlock * block.element_size(k));
+    }
+    block.update(std::min(kBlock, end - i));
+  }
+}
+
+void update_strided(Block& block, const Walk& walk, int64_t begin, int64_t end) {
+  ElementWalk reader(walk, begin);
+  ElementWalk writer(walk, begin);
+  for (size_t k = 0; k < block.operands(); ++k) block.place(k, block.in_buffer(k));
+  // Copies between the operands and the block's buffers, which hold them without gaps.
+  const auto copy = [&](ElementWalk& elements, int64_t n, bool to_buffer) {
+    elements.next(n, [&](const int64_t* offsets, int64_t position, int64_t run) {
+      for (size_t k = 0; k < block.operands(); ++k) {
+        const Operand& operand = block.operand(k);
+        if (!(to_buffer ? operand.is_read() : operand.is_written())) continue;
+        const size_t size = block.element_size(k);
+        std::byte* const element = block.in_memory(k, offsets[k]);
+        std::byte* const slot = block.in_buffer(k) + position * static_cast<int64_t>(size);
+        const int64_t stride = elements.inner_stride(k);
+        if (to_buffer) {
+          copy_run(size, element, stride, slot, 1, run);
+        } else {
+          copy_run(size, slot, 1, element, stride, run);
+        }
+      }
+    });
+  };
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t n = std::min(kBlock, end - i);
+    copy(reader, n, true);
+    block.update(n);
+    copy(writer, n, false);
+  }
+}
+
+}  // namespace
+
+void update_in_blocks(const KernelTable& isa, const UpdateList& list, const Update& update,
+                      int64_t begin, int64_t end, BlockBuffer* buffers) {
+  Block block(isa, list, update, buffers);
+  if (update.dim_count == 0) {
+    update_run(block, begin, end);
+  } else {
+    update_strided(block, list.walk(update), begin, end);
+  }
+}
+
+}  // namespace fusedopt::cpu

@@ -1,0 +1,32 @@
+// The order of everything that happens to one element, for every engine. An engine that works on
+// blocks calls the parts as passes over a block, in this order.
+#pragma once
+
+#include "rules/shared.h"
+
+namespace fusedopt {
+
+// What a kernel gets: the scalars of the shared part and of the rule.
+template <class Rule, class T>
+struct KernelScalars {
+  SharedScalars<T> shared;
+  typename Rule::template Scalars<T> rule;
+};
+
+// First: the gradient of the loss itself, from that of the loss times the scale of a gradient
+// scaler.
+template <class T>
+FUSEDOPT_FN T unscale(T grad, T scale) {
+  return grad / scale;
+}
+
+// Then: what all rules share, the rule, and the step that it makes of the gradient. States that the
+// variant does not use are values that nobody reads.
+template <class Rule, unsigned variant, class T, class... States>
+FUSEDOPT_FN void update_element(T& param, T grad, bool has_l2_penalty,
+                                const KernelScalars<Rule, T>& scalars, States&... states) {
+  apply_shared(param, grad, has_l2_penalty, scalars.shared);
+  param = param - Rule::template update<variant>(param, grad, states..., scalars.rule);
+}
+
+}  // namespace fusedopt
