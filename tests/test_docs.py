@@ -158,8 +158,8 @@ def test_the_script_of_the_distributed_guide_runs(tmp_path):
 @pytest.fixture
 def own_reference(monkeypatch):
     """fusedopt.reference with the function of the page on rules of one's own."""
-    names = dict(vars(reference))
-    exec(file_of(OWN_RULE, "fusedopt/reference.py"), names)
+    names = {}
+    exec(file_of(OWN_RULE, "fusedopt/reference/adamax.py"), names)
     monkeypatch.setattr(reference, "adamax", names["adamax"], raising=False)
     return names["adamax"]
 
@@ -241,15 +241,16 @@ def test_hooks_take_code_and_pictures_from_the_files(monkeypatch):
     plugin_error = pytest.importorskip("mkdocs.exceptions").PluginError
     monkeypatch.syspath_prepend(ROOT / "docs" / "hooks")
     sources = importlib.import_module("sources")
-    assert sources.reference_function("sgd").startswith("def sgd(")
-    assert "Sutskever" not in sources.reference_function("sgd")
-    native = sources.native_functions("rules/adam.h")
+    sgd = sources.reference_function("sgd", "fusedopt/reference/sgd.py")
+    assert sgd.startswith("def sgd(")
+    assert "Sutskever" not in sgd
+    native = sources.native_functions("csrc/rules/adam.h")
     assert native.startswith("template <class T>\nFUSEDOPT_FN static Scalars<T> derive(")
     assert native.endswith("param = param - s.step_size * exp_avg / denom;\n}")
     html = '<picture>\n<source srcset="d.svg">\n<img src="l.svg" alt="A\npath">\n</picture>'
     images = sources.on_page_markdown(html, page=None)
     assert images == "![A path](l.svg#only-light)\n![A path](d.svg#only-dark)"
     with pytest.raises(plugin_error, match="no function"):
-        sources.reference_function("adamw")
+        sources.reference_function("adamw", "fusedopt/reference/adam.py")
     with pytest.raises(plugin_error, match="does arithmetic"):
-        sources.native_functions("rules/registry.h")
+        sources.native_functions("csrc/rules/registry.h")

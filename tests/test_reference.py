@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,14 +58,24 @@ def test_defaults_are_those_of_the_classes():
 
 
 def test_imports_numpy_only():
-    tree = ast.parse(inspect.getsource(reference))
     modules = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            modules.add(node.module.split(".")[0])
-    assert modules <= {"__future__", "collections", "functools", "math", "numpy", "typing"}
+    for path in Path(reference.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add(node.module)
+    others = {name for name in modules if not name.startswith("fusedopt.reference.")}
+    assert {name.split(".")[0] for name in others} <= sys.stdlib_module_names | {"numpy"}
+
+
+def test_rules_lie_beside_their_headers():
+    folder = Path(__file__).parent.parent / "csrc" / "rules"
+    for row in ROWS:
+        name = row.reference.__name__
+        assert row.reference.__module__ == f"fusedopt.reference.{name}"
+        assert row.reference is getattr(reference, name)
+        assert (folder / f"{name}.h").exists()
 
 
 def test_every_rule_cites_its_source():
