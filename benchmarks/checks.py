@@ -12,7 +12,7 @@ from .others import OTHERS, Factory
 from .peers import COPY, OURS, TOUCH
 
 # Largest difference, as a fraction of the largest parameter. With 16 bits torch's for-loop and
-# foreach round after every operation, and Adadelta's eps is below float16's normal numbers.
+# foreach round after every operation, and an eps may be below float16's normal numbers.
 _TOLERANCE = {
     torch.float64: 1e-9,
     torch.float32: 1e-4,

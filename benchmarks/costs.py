@@ -15,9 +15,8 @@ from typing import Any
 
 from .measure import Conditions, make_groups
 from .others import Factory
-from .peers import CONTESTS, OURS
+from .peers import CONTESTS, MAIN, OURS
 from .progress import Bars
-from .scaling import OPTIMIZER
 from .workloads import WORKLOADS, equal_tensors
 
 # Construction and first step, of a model with as many tensors as large ones have.
@@ -63,7 +62,7 @@ def import_times(runs: int, bars: Bars) -> list[dict[str, Any]]:
 def first_steps(conditions: Conditions, bars: Bars, rounds: int = 9) -> list[dict[str, Any]]:
     """Construction over 10,000 parameters, and the first step, which creates their states."""
     groups = make_groups(MANY, conditions.dtype, conditions.device)
-    peers = CONTESTS[OPTIMIZER].peers(conditions.device)
+    peers = CONTESTS[MAIN].peers(conditions.device)
     peers = {name: factory for name, factory in peers.items() if name not in ("touch", "copy")}
     constructed: dict[str, list[float]] = {name: [] for name in peers}
     stepped: dict[str, list[float]] = {name: [] for name in peers}
@@ -95,7 +94,7 @@ def peak_memory(conditions: Conditions, bars: Bars) -> list[dict[str, Any]]:
     bars.start("peak memory")
     dtype = str(conditions.dtype).removeprefix("torch.")
     rows = []
-    names = [name for name in CONTESTS[OPTIMIZER].peers(conditions.device) if name != "touch"]
+    names = [name for name in CONTESTS[MAIN].peers(conditions.device) if name != "touch"]
     for done, name in enumerate(names, start=1):
         bytes_added = json.loads(run_python("-m", __name__, name, dtype))
         elements = WORKLOADS[MEMORY_WORKLOAD].elements
@@ -141,7 +140,7 @@ def main(name: str, dtype: str) -> None:
     import torch
 
     groups = make_groups(WORKLOADS[MEMORY_WORKLOAD], getattr(torch, dtype))
-    factory = CONTESTS[OPTIMIZER].peers()[name]
+    factory = CONTESTS[MAIN].peers()[name]
     factory([{**groups[0], "params": groups[0]["params"][:1]}]).step()  # starts the threads
     print(added_memory(factory, groups))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .case_sheets import not_timed, peer_cell, peer_names, speedup_cell
-from .peers import OURS, TOUCH
+from .peers import MAIN, OURS, TOUCH, TRAINED
 from .sheet import Sheet, format_count, format_seconds, percent, three_digits
 
 
@@ -25,7 +25,7 @@ def family(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
             ]
             for case in cases
         ],
-        "Median time of a step of Adam; touch and ratio as above.",
+        f"Median time of a step of {MAIN}; touch and ratio as above.",
         words=0,
         notes=not_timed(cases),
     )
@@ -53,7 +53,7 @@ def threads(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
             ]
             for case in cases
         ],
-        "Median time of a step of Adam; in brackets, how many times as fast as on one thread.",
+        f"Median time of a step of {MAIN}; in brackets, how many times as fast as on one thread.",
         words=1,
     )
 
@@ -77,7 +77,7 @@ def training(rows: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
             ]
             for row in rows
         ],
-        "Median time of a whole training step with AdamW: forward, backward, clipping, step, "
+        f"Median time of a whole training step with {TRAINED}: forward, backward, clipping, step, "
         "zeroing. torch: torch's optimizer as it is by default; foreach and fused: with that "
         "option. saves: the part of a training step's time that fusedopt saves, beside torch's "
         "default and beside its fastest.",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
-import fusedopt
+from fusedopt.checking.rows import FIRST_OF_RULE, ROWS, Row
 
 from .others import OTHERS, Factory
 from .touch import Copy, Touch, ideal_bytes
@@ -46,32 +46,36 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Contest:
-    """One optimizer of this package and the class of torch that computes the same.
+    """One optimizer of this package, and torch's class that computes the same."""
 
-    Attributes:
-        ours: this package's class.
-        theirs: torch's class.
-        states: number of states of a parameter's size.
-        options: arguments of this package's class.
-        torch_options: arguments of torch's class.
-    """
+    row: Row
 
-    ours: type[torch.optim.Optimizer]
-    theirs: type[torch.optim.Optimizer]
-    states: int
-    options: dict[str, Any] = field(default_factory=dict)
-    torch_options: dict[str, Any] = field(default_factory=dict)
+    @cached_property
+    def states(self) -> int:
+        """Number of states of a parameter's size."""
+        param = torch.zeros(2)
+        param.grad = torch.zeros(2)
+        optimizer = self.row.optimizer([param], **self.row.usual)  # type: ignore[call-arg]
+        optimizer.step()
+        return sum(value.shape == param.shape for value in optimizer.state[param].values())
+
+    @property
+    def is_fused_by_torch(self) -> bool:
+        """Whether torch's class has a fused implementation."""
+        theirs, _ = self.row.torch_twin
+        return "fused" in inspect.signature(theirs).parameters
 
     def torch_peers(self) -> dict[str, Factory]:
         """The implementations that torch's class has."""
+        theirs = partial(self.row.torch_twin[0], **self.row.torch_twin[1])
+        names = ("for-loop", "foreach", "fused") if self.is_fused_by_torch else TORCH[:2]
         peers: dict[str, Factory] = {}
-        has_fused = "fused" in inspect.signature(self.theirs).parameters
-        for name in ("for-loop", "foreach", "fused") if has_fused else ("for-loop", "foreach"):
+        for name in names:
             flags: dict[str, Any] = {"foreach": name == "foreach"}
-            if has_fused:
+            if self.is_fused_by_torch:
                 flags["fused"] = name == "fused"
-            peers[name] = partial(self.theirs, **self.torch_options, **flags)
-        peers[COMPILED] = partial(Compiled, theirs=partial(self.theirs, **self.torch_options))
+            peers[name] = partial(theirs, **flags)
+        peers[COMPILED] = partial(Compiled, theirs=theirs)
         return peers
 
     def peers(
@@ -79,13 +83,12 @@ class Contest:
     ) -> dict[str, Factory]:
         """Everyone who is timed on a device: those of the names that have this optimizer."""
         peers: dict[str, Factory] = {
-            OURS: partial(self.ours, **self.options),
+            OURS: partial(self.row.optimizer, **self.row.usual),
             TOUCH: partial(Touch, states=self.states),
         }
         if device == "cuda":
             peers[COPY] = partial(Copy, states=self.states)
-        optimizer = next(name for name, contest in CONTESTS.items() if contest is self)
-        others = {name: other.factory(optimizer) for name, other in OTHERS.items()}
+        others = {name: other.factory(self.row.name) for name, other in OTHERS.items()}
         available = {**self.torch_peers(), **others}
         chosen = {name: available.get(name) for name in names}
         return {**peers, **{name: factory for name, factory in chosen.items() if factory}}
@@ -95,16 +98,16 @@ class Contest:
         return ideal_bytes(elements, itemsize, self.states)
 
 
-_SGD = {"momentum": 0.9}
-_NESTEROV = {"momentum": 0.9, "nesterov": True}
+CONTESTS = {row.name: Contest(row) for row in ROWS}
 
-CONTESTS = {
-    "SGD": Contest(fusedopt.SGD, torch.optim.SGD, 1, _SGD, _SGD),
-    "Momentum": Contest(fusedopt.Momentum, torch.optim.SGD, 1, _SGD, _SGD),
-    "Nesterov": Contest(fusedopt.Nesterov, torch.optim.SGD, 1, _SGD, _NESTEROV),
-    "Adagrad": Contest(fusedopt.Adagrad, torch.optim.Adagrad, 1),
-    "RMSprop": Contest(fusedopt.RMSprop, torch.optim.RMSprop, 1),
-    "Adadelta": Contest(fusedopt.Adadelta, torch.optim.Adadelta, 2),
-    "Adam": Contest(fusedopt.Adam, torch.optim.Adam, 2),
-    "AdamW": Contest(fusedopt.AdamW, torch.optim.AdamW, 2),
-}
+# Whose steps are shown on all workloads, over sizes and over threads; and what models train with.
+MAIN = "Adam"
+TRAINED = "AdamW"
+
+# Beside them, on a few workloads: what torch has too, one of each rule; and what it does not fuse.
+OTHERS_OF_TORCH = tuple(
+    row.name
+    for row in ROWS
+    if row.torch_optimizer and row is FIRST_OF_RULE[row.rule] and row.name != MAIN
+)
+UNFUSED = tuple(name for name in OTHERS_OF_TORCH if not CONTESTS[name].is_fused_by_torch)

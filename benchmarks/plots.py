@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from fusedopt.plot_style import COLOURS, MARKERS, Theme, save_themed
+from fusedopt.plotting.style import COLOURS, MARKERS, Theme, save_themed
 
-from .peers import OURS, TOUCH
-from .scaling import OPTIMIZER
+from .peers import MAIN, OURS, TOUCH, TRAINED
 from .sheet import format_count, is_gpu, three_digits
 from .targets import IN_NO_CACHE
 
@@ -60,7 +59,7 @@ def _tensors(cases: list[dict[str, Any]], result: dict[str, Any], theme: Theme) 
         panel.set_title(f"tensors of {size:,} elements", loc="left")
         panel.set_xlabel("number of tensors")
     panels[0][0].set_ylabel("time of a step")
-    return _titled(figure, f"A step of {OPTIMIZER}, {_where(result)}")
+    return _titled(figure, f"A step of {MAIN}, {_where(result)}")
 
 
 def _elements(cases: list[dict[str, Any]], result: dict[str, Any], theme: Theme) -> Figure:
@@ -68,7 +67,7 @@ def _elements(cases: list[dict[str, Any]], result: dict[str, Any], theme: Theme)
     _curves(panel, cases, "elements", memory_rate(result), theme)
     panel.set_xlabel("elements of one tensor")
     panel.set_ylabel("time of a step")
-    return _titled(figure, f"A step of {OPTIMIZER} on one tensor, {_where(result)}")
+    return _titled(figure, f"A step of {MAIN} on one tensor, {_where(result)}")
 
 
 def _curves(
@@ -175,7 +174,7 @@ def _training(rows: list[dict[str, Any]], result: dict[str, Any], theme: Theme) 
     panel.set_xticks(range(0, 101, 25))
     panel.grid(axis="y", visible=False)
     panel.set_xlabel("time of a training step, % of that with torch's default optimizer")
-    return _titled(figure, f"Whole training steps with AdamW, {_where(result)}")
+    return _titled(figure, f"Whole training steps with {TRAINED}, {_where(result)}")
 
 
 def memory_rate(result: dict[str, Any]) -> float | None:
@@ -188,7 +187,7 @@ def memory_rate(result: dict[str, Any]) -> float | None:
     rates = [
         case["ideal_bytes"] / case["peers"][TOUCH]["median"]
         for case in cases
-        if case["optimizer"] == OPTIMIZER and case["ideal_bytes"] >= IN_NO_CACHE
+        if case["optimizer"] == MAIN and case["ideal_bytes"] >= IN_NO_CACHE
     ]
     return statistics.median(rates) if rates else None
 

@@ -18,10 +18,9 @@ from .measure import (
     make_groups,
     measure_case,
 )
+from .peers import MAIN
 from .progress import Bars
 from .workloads import ELEMENTS, TENSORS, WORKLOADS, Workload
-
-OPTIMIZER = "Adam"
 
 # Where memory is the limit, where there is some work beside it, and where the host is.
 THREAD_WORKLOADS = ("one-64m", "resnet-50", "3000x3500", "mlp")
@@ -57,7 +56,7 @@ def threads(conditions: Conditions, bars: Bars) -> list[dict[str, Any]]:
         for count in _thread_counts(torch.get_num_threads()):
             bars.start(f"threads: {name}, {count}")
             with torch_threads(count):
-                case = measure_case(WORKLOADS[name], OPTIMIZER, groups, shorter, bars.advance)
+                case = measure_case(WORKLOADS[name], MAIN, groups, shorter, bars.advance)
             rows.append({"threads": count, **case})
     return rows
 
@@ -85,7 +84,7 @@ def _family(workloads: list[Workload], conditions: Conditions, bars: Bars) -> li
     rows = []
     for workload in workloads:
         bars.start(workload.name)
-        if bytes_needed(workload, OPTIMIZER, shorter) <= bytes_available(conditions.device):
+        if bytes_needed(workload, MAIN, shorter) <= bytes_available(conditions.device):
             rows.append(_one(workload, shorter, bars.advance))
     return rows
 
@@ -93,4 +92,4 @@ def _family(workloads: list[Workload], conditions: Conditions, bars: Bars) -> li
 def _one(workload: Workload, conditions: Conditions, advance: Advance) -> dict[str, Any]:
     groups = make_groups(workload, conditions.dtype, conditions.device)
     copies = make_copies(workload, conditions.dtype, conditions.device)
-    return measure_case(workload, OPTIMIZER, groups, conditions, advance, copies=copies)
+    return measure_case(workload, MAIN, groups, conditions, advance, copies=copies)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .peers import OURS
+from .peers import MAIN, OURS, UNFUSED
 from .sheet import Sheet, format_seconds, percent, three_digits
 
-# Adam's ratio to torch's fastest, on two cores.
+# The main optimizer's ratio to torch's fastest, on two cores.
 RATIOS = {
     "1000x64": 30.0,
     "3000x3500": 6.0,
@@ -17,8 +17,7 @@ RATIOS = {
     "gpt2-124m": 1.1,
 }
 
-# What torch does not fuse, on any workload.
-UNFUSED = ("RMSprop", "Adadelta")
+# Of what torch does not fuse, on any workload.
 UNFUSED_RATIO = 4.5
 
 # Of the touch kernel's speed, on what no cache holds.
@@ -56,8 +55,8 @@ def _reached(summary: dict[str, float], least: float) -> str:
 def _model_rows(cases: list[dict[str, Any]]) -> list[list[str]]:
     rows = []
     for name, least in RATIOS.items():
-        of_name = [c for c in cases if (c["workload"], c["optimizer"]) == (name, "Adam")]
-        rows += _ratio_rows(f"{name}, Adam", of_name, least)
+        of_name = [c for c in cases if (c["workload"], c["optimizer"]) == (name, MAIN)]
+        rows += _ratio_rows(f"{name}, {MAIN}", of_name, least)
     return rows
 
 

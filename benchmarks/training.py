@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-import fusedopt
-
 from .measure import LR, Conditions, describe_timing
-from .peers import OURS
+from .others import Factory
+from .peers import CONTESTS, OURS, TRAINED
 from .progress import Bars
 from .timing import Step, clock_of, interleave, ratio, summarize
 
-# AdamW, as small models of each kind are trained; torch's default on the CPU is its for-loop.
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    OURS: fusedopt.AdamW,
-    "torch": torch.optim.AdamW,
-    "foreach": lambda params, lr: torch.optim.AdamW(params, lr=lr, foreach=True),
-    "fused": lambda params, lr: torch.optim.AdamW(params, lr=lr, fused=True),
+# Torch's default on the CPU is its for-loop.
+_ROW = CONTESTS[TRAINED].row
+OPTIMIZERS: dict[str, Factory] = {
+    OURS: _ROW.optimizer,
+    "torch": _ROW.torch_twin[0],
+    "foreach": partial(_ROW.torch_twin[0], foreach=True),
+    "fused": partial(_ROW.torch_twin[0], fused=True),
 }
 
 
@@ -136,7 +137,7 @@ def measure_training(
 
 def training_step(
     model: nn.Module,
-    optimizer: Callable[..., torch.optim.Optimizer],
+    optimizer: Factory,
     inputs: torch.Tensor,
     targets: torch.Tensor,
 ) -> Step:

@@ -34,7 +34,8 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 import fusedopt
-from fusedopt import cases
+from fusedopt.checking.cases import CASES
+from fusedopt.checking.rows import ROWS
 from helpers import bits
 
 with warnings.catch_warnings():  # importing it calls what torch has deprecated
@@ -56,7 +57,7 @@ def _by_states(table):
     return {(c.row.name, *(bool(c.options.get(s)) for s in switches)): c for c in table}.values()
 
 
-CASES = tuple(_by_states(cases.CASES))
+LAST_CASES = tuple(_by_states(CASES))
 
 
 def in_group(rank, function, world_size, rendezvous, *args):
@@ -154,7 +155,7 @@ def assert_same_on_all_ranks(model, what):
 
 def compare_wrapped(rank, wrap, inner=lambda model: model):
     """Every case, in a wrapped model: as torch's optimizer there, and as without a wrapper."""
-    for case in CASES:
+    for case in LAST_CASES:
         model, plain = wrap(network()), network()
         optimizer = case.row.optimizer(model.parameters(), **case.options)
         plain_optimizer = case.row.optimizer(plain.parameters(), **case.options)
@@ -203,7 +204,7 @@ def fsdp(rank, world_size):
 def grad_scaler(rank, world_size):
     """An infinity in one rank's shard skips the step on all ranks."""
     mesh = init_device_mesh("cpu", (world_size,))
-    for row in cases.ROWS:
+    for row in ROWS:
         model, plain = sharded(network(), mesh), network()
         optimizer, plain_optimizer = (row.optimizer(m.parameters()) for m in (model, plain))
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -225,7 +226,7 @@ def grad_scaler(rank, world_size):
 
 def zero(rank, world_size):
     """ZeroRedundancyOptimizer, whose state dict is resumed by itself and by the plain class."""
-    for case in CASES:
+    for case in LAST_CASES:
         for as_view in (False, True):
             ZeroCheck(case, as_view, rank).run()
 
@@ -318,7 +319,7 @@ def tensor_parallel(rank, world_size):
             assert model[0].weight.grad.placements[0].is_partial(), "gradients are left as they are"
         return model
 
-    for row in cases.ROWS:
+    for row in ROWS:
         if row.torch_optimizer:
             model, other = train(row.optimizer), train(row.torch_optimizer)
             for p, q in zip(model.parameters(), other.parameters(), strict=True):
@@ -371,7 +372,7 @@ def placed_otherwise(rank, world_size):
         return param
 
     for placements in ([Shard(1), Shard(0)], [Replicate(), Shard(0)], [Replicate(), Replicate()]):
-        for row in cases.ROWS:
+        for row in ROWS:
             if row.torch_optimizer:
                 expected = full(train(row.torch_optimizer, placements))
                 torch.testing.assert_close(
@@ -458,7 +459,7 @@ def save(rank, world_size, folder):
     """Writes a checkpoint of every case in mid-training, and where the training ends."""
     mesh = init_device_mesh("cpu", (world_size,))
     states, trained, ends = {}, [], {}
-    for case in CASES:
+    for case in LAST_CASES:
         for of, optimizer_class in classes_of(case).items():
             model = sharded(network(), mesh)
             optimizer = optimizer_class(model.parameters(), **case.options)

@@ -7,7 +7,7 @@ import inspect
 import numpy as np
 import torch
 
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 from helpers import bits
 
 TORCH_ROWS = [row for row in ROWS if row.torch_optimizer]

@@ -10,8 +10,8 @@ from collections import defaultdict
 import numpy as np
 import torch
 
-from fusedopt.cases import CASES, DTYPES
-from fusedopt.verify import count_mismatches, gradients, to_array
+from fusedopt.checking.cases import CASES, DTYPES
+from fusedopt.checking.verify import count_mismatches, gradients, to_array
 
 GPU = torch.device("cuda")
 

@@ -306,15 +306,15 @@ MUTANTS = [
          "if (operand == kParam) memory_.touched"),
     ),
     *rule(
-        "fusedopt/sgd.py",
+        "fusedopt/optimizers/sgd.py",
         ("first buffer of +0", "return -0.0", "return 0.0"),
     ),
     *rule(
-        "fusedopt/adagrad.py",
+        "fusedopt/optimizers/adagrad.py",
         ("sum begins with 0", 'return float(group["initial_accumulator_value"])', "return 0.0"),
     ),
     *rule(
-        "fusedopt/optimizer.py",
+        "fusedopt/optimizers/base.py",
         ("a step inside a step is seen, too", ") and stepping.optimizer is not self", ")"),
         ("found infinity left behind", """                if "found_inf" in attributes:
                     del attributes["found_inf"]
@@ -334,7 +334,7 @@ MUTANTS = [
         ("a step that raises goes on for ever", "  stepping.optimizer = outer", "  pass"),
     ),
     *rule(
-        "fusedopt/momentum.py",
+        "fusedopt/optimizers/momentum.py",
         ("a copy at the iterate", "def __getstate__(self)", "def getstate(self)"),
         ("a step at the iterate", 'return "_excursion" in self.__dict__', "return False"),
         ("entry not checked first",

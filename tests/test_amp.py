@@ -10,8 +10,9 @@ import torch
 
 import fusedopt
 from fusedopt import reference
-from fusedopt.cases import CASES, DTYPES, ROWS
-from fusedopt.verify import count_mismatches, gradients, reference_rule, threads, to_array
+from fusedopt.checking.cases import CASES, DTYPES
+from fusedopt.checking.rows import ROWS
+from fusedopt.checking.verify import count_mismatches, gradients, reference_rule, threads, to_array
 from helpers import Guarded, bits, scaled_step, snapshot
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]

@@ -16,7 +16,7 @@ import torch
 
 import fusedopt
 from fusedopt import _native, local_tensor
-from fusedopt.cases import CASES, DTYPES
+from fusedopt.checking.cases import CASES, DTYPES
 from helpers import snapshot
 
 # A torch whose table a test has changed; its memory has the layout of dlpack.h.

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import fusedopt
-from fusedopt.cases import CASES, DTYPES, ROWS
+from fusedopt.checking.cases import CASES, DTYPES
+from fusedopt.checking.rows import ROWS
 from helpers import bits, snapshot
 
 TORCH_CASES = [case for case in CASES if case.row.torch_optimizer]
@@ -22,15 +25,12 @@ TORCH_ROWS = [row for row in ROWS if row.torch_optimizer]
 each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 each_torch_row = pytest.mark.parametrize("row", TORCH_ROWS, ids=lambda row: row.name)
 
-# What a group had when torch's class was new; what came later is off by default.
-FIRST_KEYS = {
-    "SGD": ("lr", "momentum", "dampening", "weight_decay"),
-    "Adagrad": ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"),
-    "RMSprop": ("lr", "alpha", "eps", "weight_decay"),
-    "Adadelta": ("lr", "rho", "eps", "weight_decay"),
-    "Adam": ("lr", "betas", "eps", "weight_decay"),
-    "AdamW": ("lr", "betas", "eps", "weight_decay"),
-}
+
+def first_keys(torch_optimizer):
+    """What a group had when torch's class was new: it loads a group without the rest."""
+    optimizer = torch_optimizer([torch.zeros(1)])
+    optimizer.__setstate__({"state": {}, "param_groups": [{"params": []}]})
+    return optimizer.defaults.keys() - optimizer.param_groups[0].keys()
 
 
 def parameters(dtype=torch.float32):
@@ -126,20 +126,21 @@ def test_ours_loads_what_torch_saved_to_the_bit(case):
 @each_torch_row
 def test_first_checkpoints(row):
     """Groups with the keys that the class had at first, and step counts that are integers."""
-    options = {"momentum": 0.9} if row.name == "SGD" else {}
-    optimizer = started(row.torch_optimizer, **options)
+    optimizer = started(row.torch_optimizer, **row.usual)
     checkpoint = copy.deepcopy(optimizer.state_dict())
     for group in checkpoint["param_groups"]:
-        for key in set(group) - {*FIRST_KEYS[row.name], "params"}:
+        for key in set(group) - {*first_keys(row.torch_optimizer), "params"}:
             del group[key]
     for state in checkpoint["state"].values():
         if "step" in state:
             state["step"] = 3
     old = loaded(row.optimizer, optimizer, checkpoint)
     new = loaded(row.optimizer, optimizer, optimizer.state_dict())
-    expected = [{**group, "params": None} for group in new.param_groups]
-    if row.name == "SGD":  # whose class in torch fills in False, where the constructor has None
-        expected = [{**group, "fused": False} for group in expected]
+    theirs = loaded(row.torch_optimizer, optimizer, checkpoint)  # fills in what is not there
+    expected = [
+        {**group, **filled, "params": None}
+        for group, filled in zip(new.param_groups, theirs.param_groups, strict=True)
+    ]
     assert [{**group, "params": None} for group in old.param_groups] == expected
     for state in old.state.values():
         assert "step" not in state or state["step"].dtype == torch.float32
@@ -352,3 +353,29 @@ def test_momentum_buffer_has_the_strides_of_the_parameter():
         optimizer.step()
         strides.append(optimizer.state[param]["momentum_buffer"].stride())
     assert strides == [(1, 6), (4, 1)]
+
+
+@each_row
+def test_pickles_name_the_package_and_not_a_file(row):
+    optimizer = started(row.optimizer)
+    pickled = pickle.dumps(optimizer)
+    assert b"fusedopt" in pickled
+    assert b"fusedopt." not in pickled
+    assert repr(row.optimizer) == f"<class 'fusedopt.{row.name}'>"
+    assert_same_bits(pickle.loads(pickled), optimizer)
+
+
+def test_optimizers_pickled_by_an_earlier_version():
+    """Version 0.1.0 had the files of the classes elsewhere, and another number of them."""
+    pickled = Path(__file__).with_name("pickled-by-0.1.0.pkl").read_bytes()
+    adamw, nesterov = pickle.loads(pickled)
+    for optimizer, optimizer_class in ((adamw, fusedopt.AdamW), (nesterov, fusedopt.Nesterov)):
+        assert type(optimizer) is optimizer_class
+        param = torch.nn.Parameter(torch.arange(3.0))
+        other = optimizer_class([param], lr=0.5)
+        param.grad = torch.ones(3)
+        other.step()
+        assert_same_bits(optimizer, other)
+        steps(optimizer, 2)
+        steps(other, 2)
+        assert_same_bits(optimizer, other)

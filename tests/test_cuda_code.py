@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from fusedopt.cases import DTYPES
+from fusedopt.checking.cases import DTYPES
 
 SPEC = find_spec("fusedopt._cuda")
 if SPEC is None and shutil.which("nvcc") is None:

@@ -17,8 +17,15 @@ import torch
 import fusedopt
 from emulation import emulated, emulation
 from fusedopt import _native, reference
-from fusedopt.cases import CASES, DTYPES, ROWS
-from fusedopt.verify import count_mismatches, gradients, reference_rule, to_array, verify_case
+from fusedopt.checking.cases import CASES, DTYPES
+from fusedopt.checking.rows import ROWS
+from fusedopt.checking.verify import (
+    count_mismatches,
+    gradients,
+    reference_rule,
+    to_array,
+    verify_case,
+)
 from helpers import Guarded, bits, scaled_step, snapshot
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]

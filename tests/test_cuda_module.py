@@ -13,7 +13,7 @@ import torch
 
 import fusedopt
 from fusedopt import _native
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 from fusedopt.info import collect
 
 HAS_CUDA = find_spec("fusedopt._cuda") is not None

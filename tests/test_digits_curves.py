@@ -43,7 +43,7 @@ def threads_are_put_back():
 def test_rates_follow_their_schedule(curves, schedule):
     assert curves.SCHEDULES.keys() == SHARES.keys()
     [curve] = curves.train_all([schedule], ["Nesterov"], EPOCHS, seeds=1)
-    first = curves.digits.CASES["Nesterov"].lr
+    first = curves.digits.OPTIMIZERS["Nesterov"].lr
     assert curve.lr == pytest.approx([first * share for share in SHARES[schedule]])
     assert curve.loss[-1] < curve.loss[0] / 2
     assert curve.accuracy[-1] > 0.9
@@ -52,7 +52,7 @@ def test_rates_follow_their_schedule(curves, schedule):
 def test_without_decay_the_training_is_that_of_the_other_example(curves):
     digits = curves.digits
     data = digits.load_data()
-    expected = digits.start_trainings(digits.CASES["Adam"], seed=0)["fusedopt"]
+    expected = digits.start_trainings(digits.OPTIMIZERS["Adam"], seed=0)["fusedopt"]
     for _ in digits.train_side_by_side({"fusedopt": expected}, data, epochs=2, seed=0):
         pass
     training, scheduler = curves.start("Adam", "constant", epochs=2, seed=0)
@@ -94,7 +94,7 @@ def test_unknown_names_are_refused(curves, option):
 def test_published_curves_are_complete(curves):
     report = json.loads(PUBLISHED.read_text())
     found = {(curve["schedule"], curve["optimizer"]) for curve in report["results"]}
-    assert found == {(s, o) for s in curves.SCHEDULES for o in curves.digits.CASES}
+    assert found == {(s, o) for s in curves.SCHEDULES for o in curves.digits.OPTIMIZERS}
     for curve in report["results"]:
-        assert curve["lr"][0] == pytest.approx(curves.digits.CASES[curve["optimizer"]].lr)
+        assert curve["lr"][0] == pytest.approx(curves.digits.OPTIMIZERS[curve["optimizer"]].lr)
         assert len(curve["loss"]) == report["settings"]["epochs"] == curves.digits.EPOCHS

@@ -11,8 +11,8 @@ import torch
 import fusedopt
 from emulation import emulation
 from fusedopt import reference
-from fusedopt.cases import CASES, DTYPES
-from fusedopt.verify import (
+from fusedopt.checking.cases import CASES, DTYPES
+from fusedopt.checking.verify import (
     count_mismatches,
     gradients,
     isa,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 from helpers import bits
 
 

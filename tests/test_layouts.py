@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt.verify import threads
+from fusedopt.checking.verify import threads
 from helpers import Guarded, bits
 
 SHAPE = (6, 5, 4, 7)

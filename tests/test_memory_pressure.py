@@ -10,7 +10,7 @@ from helpers import run_python
 # space is limited to what the process has and some bytes more.
 ATTEMPT = """
 import resource, torch, fusedopt
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 
 def address_space():
     with open("/proc/self/statm") as statm:

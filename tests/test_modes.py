@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fusedopt
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 from helpers import bits, snapshot
 
 # torch's forward AD scripts its formulas when it is first used.

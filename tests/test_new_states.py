@@ -12,8 +12,9 @@ import torch
 import fusedopt
 from emulation import emulation
 from fusedopt import _native
-from fusedopt.cases import DTYPES, ROWS
-from fusedopt.verify import threads
+from fusedopt.checking.cases import DTYPES
+from fusedopt.checking.rows import ROWS
+from fusedopt.checking.verify import threads
 from helpers import Guarded, bits, content, run_python, scaled_step, snapshot
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
@@ -197,7 +198,7 @@ def test_a_new_optimizer_in_a_forked_child():
     """torch's threads are gone there, and its own passes over large tensors would wait for them."""
     run_python("""
 import os, signal, torch, fusedopt
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 torch.set_num_threads(2)
 param = torch.nn.Parameter(torch.ones(3_000_000)); param.grad = torch.ones(3_000_000)
 torch.ones(3_000_000).add_(1)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt.cases import ROWS
-from fusedopt.verify import threads
+from fusedopt.checking.rows import ROWS
+from fusedopt.checking.verify import threads
 from helpers import bits, run_python, snapshot
 
 # Threads
@@ -123,7 +123,7 @@ import sys, threading, time, torch, fusedopt
 torch.set_num_threads(1)
 def work():
     param = torch.nn.Parameter(torch.ones(20_000_000)); param.grad = torch.ones(20_000_000)
-    optimizer = fusedopt.Adadelta([param])
+    optimizer = fusedopt.Adam([param])
     optimizer.step()
     stepping.set()
     optimizer.step()

@@ -15,8 +15,16 @@ from hypothesis import example, given
 
 from emulation import emulation
 from fusedopt import reference
-from fusedopt.cases import ROWS, Case
-from fusedopt.verify import count_mismatches, gradients, isa, reference_rule, threads, to_array
+from fusedopt.checking.cases import Case
+from fusedopt.checking.rows import ROWS
+from fusedopt.checking.verify import (
+    count_mismatches,
+    gradients,
+    isa,
+    reference_rule,
+    threads,
+    to_array,
+)
 from helpers import Guarded, scaled_step
 from scenarios import (
     Cpu,
@@ -131,11 +139,9 @@ class Run:
         self.optimizer = self.row.optimizer(groups, **self.constructor_options())
 
     def constructor_options(self) -> dict:
-        options = {}
+        options = dict(self.scenario.starts)
         if getattr(self.scenario.engine, "capturable", False):
             options["capturable"] = True
-        if self.scenario.rule == "Adagrad":
-            options["initial_accumulator_value"] = self.scenario.initial_accumulator_value
         return options
 
     def prepare(self, step: Step) -> None:
@@ -212,7 +218,7 @@ def check(scenario: Scenario) -> None:
     Scenario(
         "Adagrad",
         (Group((Tensor((2,), torch.bfloat16),)),),
-        initial_accumulator_value=1.08984375,
+        starts={"initial_accumulator_value": 1.08984375},
     )
 )
 # ... nor anything of a parameter without dimensions.

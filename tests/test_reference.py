@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from fusedopt import reference
-from fusedopt.cases import CASES, ROWS
+from fusedopt.checking.cases import CASES
+from fusedopt.checking.rows import ROWS
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.row.torch_optimizer], ids=str)

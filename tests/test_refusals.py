@@ -12,7 +12,8 @@ import torch
 
 import fusedopt
 from emulation import emulation
-from fusedopt.cases import CASES, ROWS
+from fusedopt.checking.cases import CASES
+from fusedopt.checking.rows import ROWS
 from helpers import scaled_step, snapshot
 
 # Each makes one parameter of a group, or the group's options, such that a step is refused.

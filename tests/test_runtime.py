@@ -14,7 +14,7 @@ import torch
 
 import fusedopt
 from fusedopt import _native
-from fusedopt.verify import threads
+from fusedopt.checking.verify import threads
 from helpers import ISAS, bits
 
 
@@ -142,7 +142,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def test_the_gil_is_released_while_kernels_run():
     param = torch.nn.Parameter(torch.ones(30_000_000))
     param.grad = torch.ones(30_000_000)
-    optimizer = fusedopt.Adadelta([param])
+    optimizer = fusedopt.Adam([param])
     optimizer.step()
     ticks = []
     done = threading.Event()
@@ -240,7 +240,7 @@ class Refuse:
         if name.split(".")[0] in ("rich", "typer", "sklearn", "pytest", "scipy"):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-import fusedopt, fusedopt.reference, fusedopt.cases
+import fusedopt, fusedopt.reference, fusedopt.checking.rows
 """
     result = run_python(code)
     assert result.returncode == 0, result.stderr

@@ -11,7 +11,7 @@ import torch
 from torch.optim import lr_scheduler, swa_utils
 
 import fusedopt
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 from helpers import bits
 
 TORCH_ROWS = [row for row in ROWS if row.torch_optimizer]

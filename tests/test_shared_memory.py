@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fusedopt
 from emulation import emulated, emulation
-from fusedopt.verify import threads
+from fusedopt.checking.verify import threads
 from helpers import bits, scaled_step, snapshot
 
 ENGINES = {"cpu": contextlib.nullcontext, "emulated": emulation}

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt.cases import CASES, ROWS
+from fusedopt.checking.cases import CASES
+from fusedopt.checking.rows import ROWS
 from helpers import bits
 
 TORCH_CASES = [case for case in CASES if case.row.torch_optimizer]

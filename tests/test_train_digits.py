@@ -69,12 +69,12 @@ def invoke(app, *arguments):
 
 
 def test_every_optimizer_has_a_case():
-    assert set(digits.CASES) == set(fusedopt.__all__) - {"FusedOptimizer", "from_torch"}
+    assert set(digits.OPTIMIZERS) == set(fusedopt.__all__) - {"FusedOptimizer", "from_torch"}
 
 
-@pytest.mark.parametrize("name", digits.CASES)
+@pytest.mark.parametrize("name", digits.OPTIMIZERS)
 def test_loss_curve_is_torchs(name, data):
-    trainings = digits.start_trainings(digits.CASES[name], seed=1)
+    trainings = digits.start_trainings(digits.OPTIMIZERS[name], seed=1)
     for _ in digits.train_side_by_side(trainings, data, EPOCHS, seed=1):
         pass
 
@@ -88,15 +88,15 @@ def test_loss_curve_is_torchs(name, data):
         assert difference < TOLERANCE, f"against torch's {setting} setting"
 
 
-@pytest.mark.parametrize("name", digits.CASES)
+@pytest.mark.parametrize("name", digits.OPTIMIZERS)
 def test_brief_training_reads_digits(name):
     [result] = digits.train_all([name], EPOCHS, seed=1)
     assert result.accuracy > BRIEF_ACCURACY
-    assert result.lr == digits.CASES[name].lr
+    assert result.lr == digits.OPTIMIZERS[name].lr
 
 
 def test_nesterov_is_evaluated_at_its_iterate(data):
-    case = digits.CASES["Nesterov"]
+    case = digits.OPTIMIZERS["Nesterov"]
     training = digits.start_trainings(case, seed=1)["fusedopt"]
     digits.train_epoch(training, digits.shuffled_batches(data, torch.Generator())[:3])
     lookahead = [param.detach().clone() for param in training.model.parameters()]
@@ -161,7 +161,7 @@ def test_exit_status_tells_of_a_missed_accuracy(app, monkeypatch, full_length, s
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
 def test_published_results_are_complete(path):
     report = json.loads(path.read_text())
-    assert {row["optimizer"] for row in report["results"]} == set(digits.CASES)
+    assert {row["optimizer"] for row in report["results"]} == set(digits.OPTIMIZERS)
     for row in report["results"]:
         assert row["accuracy"] >= digits.REQUIRED_ACCURACY
-        assert row["lr"] == digits.CASES[row["optimizer"]].lr
+        assert row["lr"] == digits.OPTIMIZERS[row["optimizer"]].lr

@@ -15,11 +15,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 from fusedopt.cli import app
-from fusedopt.trajectories import search as searching
-from fusedopt.trajectories.search import CRITERION, FLOOR, OPTIMIZERS, TIE, search, walk
-from fusedopt.trajectories.surfaces import SURFACES
+from fusedopt.plotting.trajectories import search as searching
+from fusedopt.plotting.trajectories.search import CRITERION, FLOOR, OPTIMIZERS, TIE, search, walk
+from fusedopt.plotting.trajectories.surfaces import SURFACES
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 
@@ -143,7 +143,7 @@ def invoke(*arguments):
 
 
 def test_command_writes_the_same_files_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("fusedopt.trajectories.drawing.FRAMES", 3)
+    monkeypatch.setattr("fusedopt.plotting.trajectories.drawing.FRAMES", 3)
     names = {f"trajectories{end}" for end in (".png", "-dark.png", ".gif", ".json")}
     names |= {
         f"path-{name}-{theme}.svg" for name in ("sgd", "adamw") for theme in ("light", "dark")

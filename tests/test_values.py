@@ -12,8 +12,8 @@ import torch
 import fusedopt
 from emulation import emulation
 from fusedopt import reference
-from fusedopt.cases import CASES
-from fusedopt.verify import count_mismatches, to_array
+from fusedopt.checking.cases import CASES
+from fusedopt.checking.verify import count_mismatches, to_array
 from helpers import bits, scaled_step
 
 INF, NAN = float("inf"), float("nan")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim.optimizer import ParamsT
 
-from fusedopt.optimizer import FusedOptimizer, refuse_fused_with_foreach
+from fusedopt.optimizers.base import FusedOptimizer, refuse_fused_with_foreach
 
 
 class RMSprop(FusedOptimizer, torch.optim.RMSprop):

@@ -12,9 +12,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fusedopt.plot_style import COLOURS, MARKERS, Theme
-from fusedopt.trajectories.search import FLOOR, OPTIMIZERS
-from fusedopt.trajectories.surfaces import SURFACES, Surface
+from fusedopt.plotting.style import COLOURS, MARKERS, Theme
+from fusedopt.plotting.trajectories.search import FLOOR, OPTIMIZERS
+from fusedopt.plotting.trajectories.surfaces import SURFACES, Surface
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    from fusedopt.trajectories.search import Path
+    from fusedopt.plotting.trajectories.search import Path
 
     Runs = Mapping[str, Path]  # by optimizer
     Paths = Mapping[str, Runs]  # by surface
@@ -52,7 +52,7 @@ class Style:
 def style_of(optimizer: str, theme: Theme) -> Style:
     """Colour, marker and line of an optimizer.
 
-    After the last colour they come again from the last on, dashed: AdamW is a dashed Adam.
+    After the last colour they come again from the last on, dashed.
     """
     again, place = divmod(list(OPTIMIZERS).index(optimizer), len(_COLOURS))
     if again:

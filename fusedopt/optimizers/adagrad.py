@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedopt.forks import torch_on_one_thread_if_forked
-from fusedopt.optimizer import FusedOptimizer
+from fusedopt.optimizers.base import FusedOptimizer
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT

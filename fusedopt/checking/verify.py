@@ -25,7 +25,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fusedopt import _native, reference
-from fusedopt.cases import CASES, DTYPES, Case
+from fusedopt.checking.cases import CASES, DTYPES, Case
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -132,7 +132,7 @@ def oracle_distance(
     after: Array,
 ) -> float:
     """Largest distance of a step's parameters from the same step in a wider type, in ULP."""
-    wider = np.longdouble if dtype == torch.float64 else np.float64
+    wider: Any = np.longdouble if dtype == torch.float64 else np.float64
 
     def widen(function: Callable[[Array], Array]) -> tuple[Array, Array, State]:
         state = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from fusedopt.optimizer import FusedOptimizer
+from fusedopt.optimizers.base import FusedOptimizer
 
 
 class Adam(FusedOptimizer, torch.optim.Adam):

@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import FIRST_OF_RULE, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from fusedopt.optimizer import FusedOptimizer
-    from fusedopt.trajectories.surfaces import Surface
+    from fusedopt.optimizers.base import FusedOptimizer
+    from fusedopt.plotting.trajectories.surfaces import Surface
 
 # Every option but the learning rate is at its default.
 OPTIMIZERS = {row.name: row.optimizer for row in ROWS}
 
-# Whose learning rate an optimizer takes: that of Adam, so that the weight decay alone makes AdamW
-# another path.
-RATE_FROM = {"AdamW": "Adam"}
+# Whose learning rate an optimizer takes: that of the first with the same rule, so that nothing but
+# the other defaults makes another path.
+_FIRST = {row.name: FIRST_OF_RULE[row.rule].name for row in ROWS}
+RATE_FROM = {name: first for name, first in _FIRST.items() if first != name}
 
 # Ten a decade, rounded as in ISO 3 (Renard's R10), from 0.0001 to 800.
 RATES = tuple(
@@ -46,7 +47,7 @@ CRITERION = (
     "lowest mean, over all steps, of log10(highest loss from that step on - lowest loss of the "
     f"surface + {FLOOR:g}), among paths that stay in the picture and have no step longer than "
     f"{LONGEST_STRIDE:.0%} of its diagonal; of rates within {TIE:g} of the best, the smallest; "
-    "AdamW takes Adam's"
+    + ", ".join(f"{name} takes {first}'s" for name, first in RATE_FROM.items())
 )
 
 
@@ -80,7 +81,7 @@ def walk(
         for point, rate in zip(points, rates, strict=True)
     ]
     optimizer = optimizer_class(groups)  # type: ignore[call-arg]
-    # Nesterov's parameters are at the lookahead point, where the gradient is taken.
+    # The parameters may be at a lookahead point, where the gradient is taken.
     at_iterate = getattr(optimizer, "at_iterate", nullcontext)
     iterates = [torch.stack(points).detach()]
     for _ in range(steps):

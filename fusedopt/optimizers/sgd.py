@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusedopt.optimizer import FusedOptimizer
+from fusedopt.optimizers.base import FusedOptimizer
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT

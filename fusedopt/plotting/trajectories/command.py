@@ -11,15 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from fusedopt.plot_style import LIGHT, THEMES, save_themed, themed
-from fusedopt.trajectories.drawing import FRAMES, draw_all, draw_frames, draw_one
-from fusedopt.trajectories.search import CRITERION, OPTIMIZERS, RATES, search
-from fusedopt.trajectories.surfaces import SURFACES
+from fusedopt.plotting.style import LIGHT, THEMES, save_themed, themed
+from fusedopt.plotting.trajectories.drawing import FRAMES, draw_all, draw_frames, draw_one
+from fusedopt.plotting.trajectories.search import CRITERION, OPTIMIZERS, RATES, search
+from fusedopt.plotting.trajectories.surfaces import SURFACES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fusedopt.trajectories.drawing import Paths
+    from fusedopt.plotting.trajectories.drawing import Paths
 
 Entry = TypeVar("Entry")
 
