@@ -9,18 +9,7 @@ from typing import Any
 
 import torch
 
-from . import costs, machine, report, scaling, training
-from .measure import (
-    LR,
-    Conditions,
-    Groups,
-    bytes_available,
-    bytes_needed,
-    make_copies,
-    make_groups,
-    measure_case,
-)
-from .peers import (
+from .contestants.contests import (
     ALL_PEERS,
     CONTESTS,
     DEFAULT_PEERS,
@@ -30,9 +19,21 @@ from .peers import (
     TRAINED,
     UNFUSED,
 )
-from .progress import Bars
-from .timing import Settings, settings_for
-from .workloads import GPU_WORKLOADS, LONG, WORKLOADS, Workload
+from .measuring import costs, machine, scaling, training
+from .measuring.measure import (
+    LR,
+    Conditions,
+    Groups,
+    bytes_available,
+    bytes_needed,
+    make_copies,
+    make_groups,
+    measure_case,
+)
+from .measuring.progress import Bars
+from .measuring.timing import Settings, settings_for
+from .reporting import report
+from .workloads.tensors import GPU_WORKLOADS, LONG, WORKLOADS, Workload
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -109,7 +110,9 @@ def run(
     settings = settings or settings_for(device, quick)
     conditions = Conditions(settings, known(dtype, DTYPES), device, chosen_peers(peers))
     if plot is not None:
-        from . import plots  # so that a missing package is known before anything is measured
+        from .reporting import (
+            plots,  # so that a missing package is known before anything is measured
+        )
     shown = {"quick": quick, "lr": LR, "dtype": dtype, "device": device}
     with scaling.torch_threads(threads), Bars(len(chosen.parts)) as bars:
         described = machine.describe(device, conditions.peers)

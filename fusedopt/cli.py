@@ -111,7 +111,7 @@ def compare(
     force: Annotated[bool, Option("--force", help="Also across machines and settings.")] = False,
 ) -> None:
     """Compare two results of bench; exit status 1 on a regression."""
-    from fusedopt.benchmarks.compare import DifferentConditionsError, print_comparison
+    from fusedopt.benchmarks.reporting.compare import DifferentConditionsError, print_comparison
 
     try:
         raise typer.Exit(code=1 if print_comparison(before, after, threshold, force) else 0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from fusedopt.benchmarks.measure import Conditions
-from fusedopt.benchmarks.progress import Bars
-from fusedopt.benchmarks.timing import Settings
-from fusedopt.benchmarks.workloads import Workload
+from fusedopt.benchmarks.measuring.measure import Conditions
+from fusedopt.benchmarks.measuring.progress import Bars
+from fusedopt.benchmarks.measuring.timing import Settings
+from fusedopt.benchmarks.workloads.tensors import Workload
 
 MINIATURE = Settings(warmup=1, measurement=1e-5, budget=0.0, min_rounds=3, max_rounds=3)
 CONDITIONS = Conditions(MINIATURE)

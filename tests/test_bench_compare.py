@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fusedopt.benchmarks.compare import compare, differences
-from fusedopt.benchmarks.peers import OURS
+from fusedopt.benchmarks.contestants.contests import OURS
+from fusedopt.benchmarks.reporting.compare import compare, differences
 from fusedopt.cli import app
 
 RESULT = Path(__file__).parent.parent / "benchmarks" / "results" / "amd-epyc-2-cores.json"

@@ -11,11 +11,18 @@ import torch
 from typer.testing import CliRunner
 
 from benchmark_helpers import CONDITIONS, MINIATURE, TINY, bars, no_advance
-from fusedopt.benchmarks import costs, plots, report, scaling, sheets, table, targets, training
+from fusedopt.benchmarks import documents
 from fusedopt.benchmarks import run as bench
-from fusedopt.benchmarks.measure import bytes_available, bytes_needed, make_groups, measure_case
-from fusedopt.benchmarks.peers import CONTESTS, OURS, TOUCH
-from fusedopt.benchmarks.workloads import ELEMENTS, TENSORS, WORKLOADS, equal_tensors
+from fusedopt.benchmarks.contestants.contests import CONTESTS, OURS, TOUCH
+from fusedopt.benchmarks.measuring import costs, scaling, training
+from fusedopt.benchmarks.measuring.measure import (
+    bytes_available,
+    bytes_needed,
+    make_groups,
+    measure_case,
+)
+from fusedopt.benchmarks.reporting import plots, report, tables, targets
+from fusedopt.benchmarks.workloads.tensors import ELEMENTS, TENSORS, WORKLOADS, equal_tensors
 from fusedopt.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -172,14 +179,14 @@ def result(small_families, monkeypatch):
 
 def test_every_part_has_a_table(result, tmp_path, capsys):
     names = {"steps", "details", "targets", *bench.PARTS}
-    assert set(sheets.all_sheets(result)) == names
-    for sheet in sheets.all_sheets(result).values():
-        assert all(len(row) == len(sheet.columns) for row in sheet.rows)
+    assert set(tables.all_tables(result)) == names
+    for shown in tables.all_tables(result).values():
+        assert all(len(row) == len(shown.columns) for row in shown.rows)
     path = tmp_path / "result.json"
     report.save(result, path)
     capsys.readouterr()
-    table.main([str(path)])
-    assert capsys.readouterr().out.count(sheets.conditions(result) + ":\n\n| ") == len(names)
+    documents.main([str(path)])
+    assert capsys.readouterr().out.count(tables.conditions(result) + ":\n\n| ") == len(names)
 
 
 def test_pictures_are_drawn_in_both_themes(result, tmp_path):
@@ -245,10 +252,10 @@ def test_tables_of_a_document_are_renewed(tmp_path):
     (tmp_path / "result.json").write_text(RESULTS[0].read_text())
     block = "before\n<!-- benchmark steps result.json -->\n{}<!-- end of benchmark -->\nafter\n"
     document.write_text(block.format("old\n"))
-    table.main(["--into", str(document)])
+    documents.main(["--into", str(document)])
     expected = report.markdown(json.loads(RESULTS[0].read_text()))
     assert document.read_text() == block.format(f"\n{expected}\n")
-    assert table.renewed(document) == document.read_text()
+    assert documents.renewed(document) == document.read_text()
 
 
 def test_parts_are_named_on_the_command_line(monkeypatch):

@@ -10,13 +10,22 @@ import pytest
 import torch
 
 from benchmark_helpers import CONDITIONS, TINY, no_advance
-from fusedopt.benchmarks import case_sheets, machine, measure, others, sheets
 from fusedopt.benchmarks import run as bench
-from fusedopt.benchmarks.checks import check
-from fusedopt.benchmarks.measure import make_groups, measure_case
-from fusedopt.benchmarks.others import OTHERS, Other
-from fusedopt.benchmarks.peers import ALL_PEERS, COMPILED, CONTESTS, DEFAULT_PEERS, OURS, TOUCH
-from fusedopt.benchmarks.workloads import equal_tensors
+from fusedopt.benchmarks.contestants import others
+from fusedopt.benchmarks.contestants.contests import (
+    ALL_PEERS,
+    COMPILED,
+    CONTESTS,
+    DEFAULT_PEERS,
+    OURS,
+    TOUCH,
+)
+from fusedopt.benchmarks.contestants.others import OTHERS, Other
+from fusedopt.benchmarks.measuring import machine, measure
+from fusedopt.benchmarks.measuring.checks import check
+from fusedopt.benchmarks.measuring.measure import make_groups, measure_case
+from fusedopt.benchmarks.reporting import case_tables, tables
+from fusedopt.benchmarks.workloads.tensors import equal_tensors
 
 
 @pytest.fixture
@@ -63,13 +72,13 @@ def test_a_peer_that_computes_something_else_or_raises_is_reported_and_not_timed
         "foreach": "computes something else",
         "fused": "raises RuntimeError: not on this machine",
     }
-    lines = case_sheets.not_timed([case])
+    lines = case_tables.not_timed([case])
     assert lines[0] == "torch foreach computes something else: tiny, Adam"
 
 
 def test_a_line_that_holds_for_all_cases_names_none():
     case = {"workload": "tiny", "optimizer": "Adam", "not_timed": {"optimi": "is not installed"}}
-    assert case_sheets.not_timed([case, case]) == ["optimi is not installed"]
+    assert case_tables.not_timed([case, case]) == ["optimi is not installed"]
 
 
 def test_a_peer_that_cannot_step_the_workload_is_reported():
@@ -101,7 +110,7 @@ def test_a_peer_that_overwrites_gradients_is_not_timed():
 def test_a_case_without_any_implementation_of_torch_has_no_ratio():
     case = measure_tiny(CONTESTS["Adam"].peers(names=()))
     assert case["speedup"] is None
-    (row,) = sheets.all_sheets({"cases": [case], "machine": {}})["steps"].rows
+    (row,) = tables.all_tables({"cases": [case], "machine": {}})["steps"].rows
     assert row[-1] == "-"
 
 
@@ -132,7 +141,7 @@ def test_8_bits_are_timed_when_asked_for_and_marked(package):
     case = measure_tiny(CONTESTS["Adam"].peers(names=("package", "package-8bit")))
     assert case["not_timed"] == {"package": "computes something else"}
     assert case["low_bit"] == ["package-8bit"]
-    lines = case_sheets.not_timed([case])
+    lines = case_tables.not_timed([case])
     assert any(line.startswith("package-8bit keeps states of 8 bits") for line in lines)
 
 
@@ -169,7 +178,7 @@ def test_a_step_is_compiled_for_the_workload(monkeypatch):
     case = measure_tiny(peers)
     assert len(compiled) == 2  # for the comparison, and for the workload
     assert case["fastest_torch"] == COMPILED
-    assert "compile" in sheets.all_sheets({"cases": [case], "machine": {}})["details"].notes[0]
+    assert "compile" in tables.all_tables({"cases": [case], "machine": {}})["details"].notes[0]
 
 
 def test_too_many_tensors_are_not_compiled():

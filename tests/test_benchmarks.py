@@ -11,13 +11,22 @@ import torch
 from typer.testing import CliRunner
 
 from benchmark_helpers import MINIATURE, TINY, no_advance
-from fusedopt.benchmarks import machine, measure, report, sheet, table
+from fusedopt.benchmarks import documents
 from fusedopt.benchmarks import run as bench
-from fusedopt.benchmarks.measure import COPIES, Conditions, make_groups, measure_case
-from fusedopt.benchmarks.peers import CONTESTS, COPY, OURS, TOUCH, UNFUSED
-from fusedopt.benchmarks.timing import HostClock, Settings, Summary, Timing, interleave, ratio
-from fusedopt.benchmarks.touch import Copy, Touch
-from fusedopt.benchmarks.workloads import GPU_WORKLOADS, LONG, WORKLOADS
+from fusedopt.benchmarks.contestants.contests import CONTESTS, COPY, OURS, TOUCH, UNFUSED
+from fusedopt.benchmarks.contestants.floors import Copy, Touch
+from fusedopt.benchmarks.measuring import machine, measure
+from fusedopt.benchmarks.measuring.measure import COPIES, Conditions, make_groups, measure_case
+from fusedopt.benchmarks.measuring.timing import (
+    HostClock,
+    Settings,
+    Summary,
+    Timing,
+    interleave,
+    ratio,
+)
+from fusedopt.benchmarks.reporting import report, table
+from fusedopt.benchmarks.workloads.tensors import GPU_WORKLOADS, LONG, WORKLOADS
 from fusedopt.cli import app
 
 
@@ -106,7 +115,7 @@ def test_a_miniature_run_measures_and_saves_everything(dtype, tmp_path, monkeypa
         for quotient in (case["share_of_touch"], case["speedup"]):
             assert quotient is None or all(math.isfinite(value) for value in quotient.values())
     capsys.readouterr()
-    table.main([str(path)])
+    documents.main([str(path)])
     assert capsys.readouterr().out.count("\n| tiny | ") == 2 * len(CONTESTS)
 
 
@@ -288,4 +297,4 @@ def test_an_unknown_name_is_refused(option):
     [(1.234e-6, "1.23 us"), (9.999e-4, "1.00 ms"), (0.0567, "56.7 ms"), (2.0, "2.00 s")],
 )
 def test_times_have_three_digits(seconds, text):
-    assert sheet.format_seconds(seconds) == text
+    assert table.format_seconds(seconds) == text

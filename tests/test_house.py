@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -16,13 +17,13 @@ RULES = sorted((ROOT / "csrc" / "rules").glob("*.h"))
 
 # Where an optimizer may be named beside the table of rows: in its own files, and in the lists that
 # no program could make: what rules are compiled, and what of other packages is the same.
-LISTS = {"csrc/rules/registry.h", "benchmarks/others.py"}
+LISTS = {"csrc/rules/registry.h", "benchmarks/contestants/others.py"}
 LISTING_DOCUMENTS = ("README.md", "CHANGELOG.md", "benchmarks/README.md", "docs/pictures.md")
 OWN_FILES = ("csrc/rules/{}.h", "fusedopt/reference/{}.py", "fusedopt/optimizers/{}.py")
 # Whose subject is one optimizer, for a reason that is said there.
 SUBJECTS = {
-    "Adam": {"benchmarks/peers.py"},
-    "AdamW": {"benchmarks/peers.py", "fusedopt/convert.py"},
+    "Adam": {"benchmarks/contestants/contests.py"},
+    "AdamW": {"benchmarks/contestants/contests.py", "fusedopt/convert.py"},
     "SGD": {"fusedopt/optimizers/momentum.py", "fusedopt/optimizers/nesterov.py"},
     "Momentum": {"csrc/rules/nesterov.h", "fusedopt/optimizers/nesterov.py"}
     | {"fusedopt/optimizers/sgd.py"},
@@ -99,6 +100,52 @@ def test_layers_include_only_those_below():
         for path in (ROOT / "csrc" / layer).iterdir():
             for included in re.findall(r'#include "(\w+)/', path.read_text()):
                 assert included in allowed, f"{path} includes {included}"
+
+
+PYTHON_LAYERS = {
+    "fusedopt": {
+        "reference": {"reference"},
+        "optimizers": {"optimizers", "_native", "forks", "hooks", "modes"},
+        "checking": {"checking", "optimizers", "reference", "_native"},
+        "plotting": {"plotting", "checking", "optimizers"},
+    },
+    "benchmarks": {
+        "workloads": {"workloads"},
+        "contestants": {"contestants"},
+        "measuring": {"measuring", "contestants", "workloads"},
+        "reporting": {"reporting", "contestants"},
+    },
+}
+
+
+def imported_by(path: Path) -> set[str]:
+    """The rooms, or modules beside them, of the same package that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found.add(path.parent.name)
+        elif isinstance(node, ast.ImportFrom) and node.level == 2:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom) and path.is_relative_to(ROOT / "fusedopt"):
+            package, *rest = node.module.split(".")
+            names = rest[:1] or [alias.name for alias in node.names]
+            found |= {*names} if package == "fusedopt" else set()
+    return found
+
+
+@pytest.mark.parametrize("package", PYTHON_LAYERS)
+def test_rooms_import_only_those_below(package):
+    for room, allowed in PYTHON_LAYERS[package].items():
+        paths = [*(ROOT / package / room).rglob("*.py")]
+        assert paths
+        for path in paths:
+            assert imported_by(path) <= allowed, path
+
+
+@pytest.mark.parametrize("folder", ["fusedopt", "benchmarks", "examples", "docs"])
+def test_files_are_short(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
 
 
 def test_instruction_sets_are_named_in_few_places():

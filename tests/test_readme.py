@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fusedopt.benchmarks.report import markdown
-from fusedopt.benchmarks.table import renewed
+from fusedopt.benchmarks.documents import renewed
+from fusedopt.benchmarks.reporting.report import markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,7 +25,7 @@ def test_benchmark_table_is_that_of_the_results_file():
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_benchmark_tables_are_renewed(document):
-    """If not: ``python -m fusedopt.benchmarks.table --into DOCUMENT.md``."""
+    """If not: ``python -m fusedopt.benchmarks.documents --into DOCUMENT.md``."""
     assert renewed(document) == document.read_text()
 
 

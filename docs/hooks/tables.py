@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mkdocs.utils.meta import get_data
 
-from fusedopt.benchmarks.report import markdown as table_of
+from fusedopt.benchmarks.reporting.report import markdown as table_of
 from fusedopt.checking.rows import ROWS
 
 if TYPE_CHECKING:

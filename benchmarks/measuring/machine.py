@@ -19,7 +19,7 @@ import fusedopt
 from fusedopt import _native
 from fusedopt.info import processor_name
 
-from .others import OTHERS
+from ..contestants.others import OTHERS
 
 # Variables that change how memory is allocated and how threads wait.
 _PREFIXES = ("FUSEDOPT_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_")

@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fusedopt.plotting.style import COLOURS, MARKERS, Theme, save_themed
 
-from .peers import MAIN, OURS, TOUCH, TRAINED
-from .sheet import format_count, is_gpu, three_digits
+from ..contestants.contests import MAIN, OURS, TOUCH, TRAINED
+from .table import format_count, is_gpu, three_digits
 from .targets import IN_NO_CACHE
 
 _LABELS = {

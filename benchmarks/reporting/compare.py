@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..contestants.contests import OURS
 from . import report
-from .peers import OURS
-from .sheet import Sheet, format_seconds, three_digits
+from .table import Table, format_seconds, three_digits
 
 
 class DifferentConditionsError(ValueError):
@@ -71,7 +71,7 @@ def print_comparison(before: Path, after: Path, threshold: float, force: bool) -
         raise DifferentConditionsError(f"not comparable without --force: {listed}")
     changes = compare(old, new)
     regressions = [change for change in changes if change.is_regression(threshold)]
-    report.show_sheet(sheet(changes, threshold))
+    report.show_table(table(changes, threshold))
     report.say(different)
     report.say(
         [f"{len(regressions)} of {sum(c.peer == OURS for c in changes)} cases of {OURS} slower"]
@@ -118,9 +118,9 @@ def _timings(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(name, peer): timing for name, row in named for peer, timing in row["peers"].items()}
 
 
-def sheet(changes: list[Change], threshold: float) -> Sheet:
+def table(changes: list[Change], threshold: float) -> Table:
     """The changes as a table."""
-    return Sheet(
+    return Table(
         ("case", "who", "before", "after", "ratio", ""),
         [
             [

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import case_sheets, part_sheets
-from .sheet import Sheet, is_gpu
+from . import case_tables, part_tables
+from .table import Table, is_gpu
 from .targets import targets
 
 
-def all_sheets(result: dict[str, Any]) -> dict[str, Sheet]:
+def all_tables(result: dict[str, Any]) -> dict[str, Table]:
     """Every table for which the result has rows, by name."""
     cases = dict.fromkeys(("steps", "details", "targets"), result["cases"])
     rows = {**cases, **result.get("parts", {})}
-    made = {name: make(rows[name], result) for name, make in _SHEETS.items() if rows.get(name)}
-    return {name: sheet for name, sheet in made.items() if sheet.rows}
+    made = {name: make(rows[name], result) for name, make in _TABLES.items() if rows.get(name)}
+    return {name: table for name, table in made.items() if table.rows}
 
 
 def conditions(result: dict[str, Any]) -> str:
@@ -60,13 +60,13 @@ def _gpu(result: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-_SHEETS: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], Sheet]] = {
-    "steps": case_sheets.steps,
-    "details": case_sheets.details,
-    "tensors": part_sheets.family,
-    "elements": part_sheets.family,
-    "threads": part_sheets.threads,
-    "training": part_sheets.training,
-    "costs": part_sheets.costs,
+_TABLES: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], Table]] = {
+    "steps": case_tables.steps,
+    "details": case_tables.details,
+    "tensors": part_tables.family,
+    "elements": part_tables.family,
+    "threads": part_tables.threads,
+    "training": part_tables.training,
+    "costs": part_tables.costs,
     "targets": targets,
 }

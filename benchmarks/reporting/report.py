@@ -9,31 +9,31 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, JustifyMethod
-from rich.table import Table
+from rich.table import Table as RichTable
 
-from . import sheets
-from .sheet import Sheet
+from . import tables
+from .table import Table
 
 
 def show(result: dict[str, Any]) -> None:
     """Prints every table of the result."""
-    for sheet in sheets.all_sheets(result).values():
-        show_sheet(sheet)
-    say((*sheets.skipped(result), sheets.conditions(result)))
+    for table in tables.all_tables(result).values():
+        show_table(table)
+    say((*tables.skipped(result), tables.conditions(result)))
 
 
-def show_sheet(sheet: Sheet) -> None:
+def show_table(table: Table) -> None:
     """Prints one table with its notes and its legend."""
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for position, column in enumerate(sheet.columns):
-        justify: JustifyMethod = "left" if position < sheet.words else "right"
-        table.add_column(column, justify=justify, no_wrap=True)
-    for row in sheet.rows:
-        table.add_row(*row)
+    shown = RichTable(box=box.SIMPLE_HEAD, padding=0)
+    for position, column in enumerate(table.columns):
+        justify: JustifyMethod = "left" if position < table.words else "right"
+        shown.add_column(column, justify=justify, no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
     # A table that is wider than the terminal is better broken by the terminal than cut off.
-    width = Console(width=1000).measure(table).maximum
-    Console(width=max(width, Console().width)).print(table)
-    say((*sheet.notes, sheet.legend))
+    width = Console(width=1000).measure(shown).maximum
+    Console(width=max(width, Console().width)).print(shown)
+    say((*table.notes, table.legend))
 
 
 def say(lines: Iterable[object]) -> None:
@@ -49,12 +49,12 @@ def markdown(result: dict[str, Any], name: str = "steps") -> str:
     Raises:
         KeyError: the result has no such table.
     """
-    sheet = sheets.all_sheets(result)[name]
-    rules = ["---" if position < sheet.words else "---:" for position in range(len(sheet.columns))]
-    rows = [sheet.columns, rules, *sheet.rows]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    notes = "".join(f"- {line}\n" for line in sheet.notes)
-    parts = (sheets.conditions(result) + ":", table, notes.strip(), sheet.legend)
+    table = tables.all_tables(result)[name]
+    rules = ["---" if position < table.words else "---:" for position in range(len(table.columns))]
+    rows = [table.columns, rules, *table.rows]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    notes = "".join(f"- {line}\n" for line in table.notes)
+    parts = (tables.conditions(result) + ":", lines, notes.strip(), table.legend)
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -1,9 +1,9 @@
 """Prints the tables of results, or renews them in documents.
 
-``python -m fusedopt.benchmarks.table RESULT.json...`` prints every table in Markdown.
-``python -m fusedopt.benchmarks.table --into DOCUMENT.md...`` replaces what is between lines such as
-``<!-- benchmark steps results/machine.json -->`` and ``<!-- end of benchmark -->``. The path is
-relative to the document; the table's name is one of ``fusedopt.benchmarks.sheets``.
+``python -m fusedopt.benchmarks.documents RESULT.json...`` prints every table in Markdown; with
+``--into DOCUMENT.md...`` it replaces what is between lines such as ``<!-- benchmark steps
+results/machine.json -->`` and ``<!-- end of benchmark -->``. The path is relative to the document;
+the table's name is one of ``fusedopt.benchmarks.reporting.tables``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import re
 import sys
 from pathlib import Path
 
-from .report import markdown
-from .sheets import all_sheets
+from .reporting.report import markdown
+from .reporting.tables import all_tables
 
 _BLOCK = re.compile(
     r"(<!-- benchmark (?P<name>\w+) (?P<path>\S+) -->\n).*?(<!-- end of benchmark -->)", re.DOTALL
@@ -44,11 +44,11 @@ def main(arguments: list[str]) -> None:
         return
     if not arguments or arguments[0].startswith("-"):
         sys.exit(
-            "usage: python -m fusedopt.benchmarks.table RESULT.json... | --into DOCUMENT.md..."
+            "usage: python -m fusedopt.benchmarks.documents RESULT.json... | --into DOCUMENT.md..."
         )
     for path in arguments:
         result = json.loads(Path(path).read_text())
-        print("\n".join(markdown(result, name) for name in all_sheets(result)), end="")
+        print("\n".join(markdown(result, name) for name in all_tables(result)), end="")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import torch
 
 from fusedopt.checking.rows import FIRST_OF_RULE, ROWS, Row
 
+from .floors import Copy, Touch, ideal_bytes
 from .others import OTHERS, Factory
-from .touch import Copy, Touch, ideal_bytes
 
 OURS = "fusedopt"
 TOUCH = "touch"
@@ -55,7 +55,7 @@ class Contest:
         """Number of states of a parameter's size."""
         param = torch.zeros(2)
         param.grad = torch.zeros(2)
-        optimizer = self.row.optimizer([param], **self.row.usual)  # type: ignore[call-arg]
+        optimizer = self.row.optimizer([param], **self.row.usual)
         optimizer.step()
         return sum(value.shape == param.shape for value in optimizer.state[param].values())
 

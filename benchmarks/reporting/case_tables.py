@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .peers import COMPILED, COPY, OURS, PEERS, TORCH, TOUCH
-from .sheet import Sheet, format_count, format_seconds, is_gpu, percent, spread, three_digits
+from ..contestants.contests import COMPILED, COPY, OURS, PEERS, TORCH, TOUCH
+from .table import Table, format_count, format_seconds, is_gpu, percent, spread, three_digits
 
 _LOW_BIT = "keeps states of 8 bits, so it computes something else (*)"
 
@@ -25,11 +25,11 @@ def not_timed(cases: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def steps(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
+def steps(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     """Who takes how long."""
     floors = (TOUCH, COPY) if is_gpu(result) else (TOUCH,)
     peers = peer_names(cases)
-    return Sheet(
+    return Table(
         ("workload", "optimizer", OURS, "GB/s", *floors, *peers, "ratio"),
         [_cells(case, peers) for case in cases],
         _steps_legend(is_gpu(result), peers),
@@ -83,13 +83,13 @@ def speedup_cell(case: dict[str, Any]) -> str:
     return three_digits(case["speedup"]["median"]) + (" tie" if case["tie"] else "")
 
 
-def details(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
+def details(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     """Sizes, spreads, states and first steps.
 
     No rows for a file of the time when states were not counted.
     """
     counted = [case for case in cases if "ratios" in case]
-    return Sheet(
+    return Table(
         (
             "workload", "optimizer", "tensors", "elements", "MB", "spread", "of ratio", "state",
             "first step",

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .others import OTHERS, Factory
-from .peers import COPY, OURS, TOUCH
+from ..contestants.contests import COPY, OURS, TOUCH
+from ..contestants.others import OTHERS, Factory
 
 # Largest difference, as a fraction of the largest parameter. With 16 bits torch's for-loop and
 # foreach round after every operation, and an eps may be below float16's normal numbers.

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from ..contestants.contests import COMPILED, CONTESTS, COPY, DEFAULT_PEERS, OURS, TORCH, TOUCH
+from ..contestants.others import OTHERS, Factory
+from ..workloads.tensors import Workload
 from .checks import Warm, check, warm_again, warm_up
-from .others import OTHERS, Factory
-from .peers import COMPILED, CONTESTS, COPY, DEFAULT_PEERS, OURS, TORCH, TOUCH
 from .timing import Settings, Summary, Timing, clock_of, extend, interleave, ratio, summarize
-from .workloads import Workload
 
 Groups = list[dict[str, Any]]
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..contestants.contests import MAIN
+from ..workloads.tensors import ELEMENTS, TENSORS, WORKLOADS, Workload
 from .measure import (
     Advance,
     Conditions,
@@ -18,9 +20,7 @@ from .measure import (
     make_groups,
     measure_case,
 )
-from .peers import MAIN
 from .progress import Bars
-from .workloads import ELEMENTS, TENSORS, WORKLOADS, Workload
 
 # Where memory is the limit, where there is some work beside it, and where the host is.
 THREAD_WORKLOADS = ("one-64m", "resnet-50", "3000x3500", "mlp")

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..contestants.contests import CONTESTS, MAIN, OURS
+from ..contestants.others import Factory
+from ..workloads.tensors import WORKLOADS, equal_tensors
 from .measure import Conditions, make_groups
-from .others import Factory
-from .peers import CONTESTS, MAIN, OURS
 from .progress import Bars
-from .workloads import WORKLOADS, equal_tensors
 
 # Construction and first step, of a model with as many tensors as large ones have.
 MANY = equal_tensors(10_000, 64)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .peers import MAIN, OURS, UNFUSED
-from .sheet import Sheet, format_seconds, percent, three_digits
+from ..contestants.contests import MAIN, OURS, UNFUSED
+from .table import Table, format_seconds, percent, three_digits
 
 # The main optimizer's ratio to torch's fastest, on two cores.
 RATIOS = {
@@ -27,11 +27,11 @@ IN_NO_CACHE = 1e9  # bytes; the largest caches of processors and GPUs have some 
 IMPORT_SECONDS = 0.05
 
 
-def targets(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
+def targets(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     """Every aim for which the result has a number."""
     parts = result.get("parts", {})
     single = [*parts.get("elements", ()), *(case for case in cases if case["tensors"] == 1)]
-    return Sheet(
+    return Table(
         ("aim", "at least", "measured", "reached"),
         [
             *_model_rows(cases),

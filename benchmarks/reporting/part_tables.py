@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from .case_sheets import not_timed, peer_cell, peer_names, speedup_cell
-from .peers import MAIN, OURS, TOUCH, TRAINED
-from .sheet import Sheet, format_count, format_seconds, percent, three_digits
+from ..contestants.contests import MAIN, OURS, TOUCH, TRAINED
+from .case_tables import not_timed, peer_cell, peer_names, speedup_cell
+from .table import Table, format_count, format_seconds, percent, three_digits
 
 
-def family(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
+def family(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     """How time grows with tensors or with elements."""
     peers = peer_names(cases)
-    return Sheet(
+    return Table(
         ("tensors", "elements each", OURS, TOUCH, *peers, "ratio"),
         [
             [
@@ -31,7 +31,7 @@ def family(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
     )
 
 
-def threads(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
+def threads(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     """How time falls with threads."""
     peers = peer_names(cases)
     alone = {case["workload"]: case["peers"] for case in cases if case["threads"] == 1}
@@ -43,7 +43,7 @@ def threads(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
         gain = alone[case["workload"]][name]["median"] / median
         return f"{format_seconds(median)} ({three_digits(gain)})"
 
-    return Sheet(
+    return Table(
         ("workload", "threads", OURS, TOUCH, *peers),
         [
             [
@@ -58,14 +58,14 @@ def threads(cases: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
     )
 
 
-def training(rows: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
+def training(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     """Whole training steps."""
     names = list(rows[0]["peers"])
 
     def saved(row: dict[str, Any], name: str) -> str:
         return f"{100 * (1 - row['share_of'][name]['median']):.0f}%"
 
-    return Sheet(
+    return Table(
         ("model", "parameters", *names, "saves", "of fastest"),
         [
             [
@@ -85,9 +85,9 @@ def training(rows: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
     )
 
 
-def costs(rows: list[dict[str, Any]], result: dict[str, Any]) -> Sheet:
+def costs(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     """What comes before the steady state."""
-    return Sheet(
+    return Table(
         ("what", "who", "takes"),
         [[row["what"], row["who"], _cost_cell(row)] for row in rows],
         "Medians. import, beside torch: what importing fusedopt takes after torch. peak memory: by "
