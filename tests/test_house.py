@@ -142,7 +142,7 @@ def test_rooms_import_only_those_below(package):
             assert imported_by(path) <= allowed, path
 
 
-@pytest.mark.parametrize("folder", ["fusedopt", "benchmarks", "examples", "docs"])
+@pytest.mark.parametrize("folder", ["fusedopt", "benchmarks", "tests", "examples", "docs"])
 def test_files_are_short(folder):
     for path in (ROOT / folder).rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path

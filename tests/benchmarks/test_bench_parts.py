@@ -25,7 +25,7 @@ from fusedopt.benchmarks.reporting import plots, report, tables, targets
 from fusedopt.benchmarks.workloads.tensors import ELEMENTS, TENSORS, WORKLOADS, equal_tensors
 from fusedopt.cli import app
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 

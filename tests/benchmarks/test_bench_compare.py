@@ -13,7 +13,7 @@ from fusedopt.benchmarks.contestants.contests import OURS
 from fusedopt.benchmarks.reporting.compare import compare, differences
 from fusedopt.cli import app
 
-RESULT = Path(__file__).parent.parent / "benchmarks" / "results" / "amd-epyc-2-cores.json"
+RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "amd-epyc-2-cores.json"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Checkpoints: old ones, other dtypes, files, and what loading does to the state.
 
-tests/test_torch.py exchanges them with torch in mid-training, with every option.
+tests/torch_compat/test_torch.py exchanges them with torch in mid-training, with every option.
 """
 
 from __future__ import annotations

@@ -309,7 +309,7 @@ def test_grad_scaler(row, dtype):
 
 @pytest.mark.parametrize("row", ROWS, ids=ROW_IDS)
 def test_skipped_step_changes_nothing(row):
-    options = {"momentum": 0.9} if row.name == "SGD" else {}
+    options = row.usual
     param = torch.nn.Parameter(torch.randn(5000))
     optimizer = row.optimizer([param], **options)
     with emulation():

@@ -21,7 +21,7 @@ from fusedopt.plotting.trajectories import search as searching
 from fusedopt.plotting.trajectories.search import CRITERION, FLOOR, OPTIMIZERS, TIE, search, walk
 from fusedopt.plotting.trajectories.surfaces import SURFACES
 
-PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 
 
 def gradient(surface, point):

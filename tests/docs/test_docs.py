@@ -25,7 +25,7 @@ from fusedopt import reference
 from fusedopt.checking import rows
 from fusedopt.cli import app
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks" / "README.md"]
 )
@@ -214,7 +214,7 @@ def test_own_rule_enters_the_registry_as_it_is():
 
 
 def test_own_class_has_torchs_signature_and_its_row_names_options(own_reference, monkeypatch):
-    names = {"__name__": "fusedopt.adamax"}
+    names = {"__name__": "fusedopt.optimizers.adamax"}
     exec(file_of(OWN_RULE, "fusedopt/optimizers/adamax.py"), names)
     optimizer = names["Adamax"]
     theirs = inspect.signature(torch.optim.Adamax).parameters

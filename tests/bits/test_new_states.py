@@ -150,7 +150,7 @@ def test_a_new_state_of_another_shape_or_without_a_number_is_refused():
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_launch_that_fails_leaves_everything_as_it_was(row, steps):
-    options = {"momentum": 0.9} if row.name == "SGD" else {}
+    options = row.usual
     params = [torch.nn.Parameter(torch.ones(5)) for _ in range(3)]
     optimizer = row.optimizer(params, **options)
     for param in params:
@@ -207,7 +207,7 @@ for row in ROWS:
     pid = os.fork()
     if pid == 0:
         signal.alarm(60)
-        optimizer = row.optimizer([param], **({"momentum": 0.9} if row.name == "SGD" else {}))
+        optimizer = row.optimizer([param], **row.usual)
         optimizer.step()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, row.name

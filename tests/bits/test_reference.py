@@ -71,7 +71,7 @@ def test_imports_numpy_only():
 
 
 def test_rules_lie_beside_their_headers():
-    folder = Path(__file__).parent.parent / "csrc" / "rules"
+    folder = Path(__file__).parents[2] / "csrc" / "rules"
     for row in ROWS:
         name = row.reference.__name__
         assert row.reference.__module__ == f"fusedopt.reference.{name}"

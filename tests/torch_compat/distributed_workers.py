@@ -1,4 +1,4 @@
-"""What the processes of tests/test_distributed.py run: checks on gloo, each in a group of ranks.
+"""What the processes of test_distributed.py run: checks on gloo, each in a group of ranks.
 
 Every function is called as ``function(rank, world_size, *args)`` in a process of its own.
 """
@@ -7,23 +7,13 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import warnings
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_reduce
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -34,123 +24,24 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 import fusedopt
-from fusedopt.checking.cases import CASES
+from distributed_helpers import (
+    CLOSE,
+    LAST_CASES,
+    STEPS,
+    assert_close,
+    assert_same_bits,
+    assert_same_on_all_ranks,
+    backward,
+    copy_gradients,
+    full,
+    network,
+    sharded,
+)
 from fusedopt.checking.rows import ROWS
-from helpers import bits
 
 with warnings.catch_warnings():  # importing it calls what torch has deprecated
     warnings.simplefilter("ignore", DeprecationWarning)
     from torch.distributed.optim import ZeroRedundancyOptimizer
-
-STEPS = 3
-# Two implementations of one formula in float64 differ by rounding only, here by 1e-16 a step; where
-# a root of nearly nothing is divided by, that grows.
-CLOSE = {"rtol": 1e-9, "atol": 1e-12}
-
-
-def _by_states(table):
-    """One case for every set of states, the last, which has the most options off their defaults.
-
-    Wrappers cannot tell the others apart, and what options do is tried without them.
-    """
-    switches = ("momentum", "centered", "amsgrad")
-    return {(c.row.name, *(bool(c.options.get(s)) for s in switches)): c for c in table}.values()
-
-
-LAST_CASES = tuple(_by_states(CASES))
-
-
-def in_group(rank, function, world_size, rendezvous, *args):
-    """Runs a check in a process group of gloo."""
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    warnings.simplefilter("error")
-    # torch's own: ZeroRedundancyOptimizer and DCP call what torch has deprecated.
-    warnings.filterwarnings("ignore", module=r"torch\.")
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
-    )
-    try:
-        function(rank, world_size, *args)
-    finally:
-        dist.destroy_process_group()
-
-
-class Uneven(torch.nn.Module):
-    """Parameters of 1, 3 and 7 rows: over 4 ranks, shards of unequal sizes and empty ones."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.Linear(5, 7)
-        self.second = torch.nn.Linear(7, 3)
-        self.last = torch.nn.Linear(3, 1)
-        self.scale = torch.nn.Parameter(torch.tensor([1.5]))
-
-    def forward(self, inputs):
-        hidden = torch.tanh(self.first(inputs))
-        return self.scale * self.last(torch.tanh(self.second(hidden)))
-
-
-def network():
-    torch.manual_seed(0)
-    return Uneven().double()
-
-
-def sharded(model, mesh):
-    """The model under FSDP2, in two units."""
-    fully_shard(model.first, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
-
-
-def backward(model, rank, step, scaler=None):
-    """Gradients of a rank's own batch."""
-    generator = torch.Generator().manual_seed(1000 * step + rank)
-    inputs = torch.randn(6, 5, generator=generator, dtype=torch.float64)
-    model.zero_grad()
-    loss = (model(inputs) - inputs.mean(1, keepdim=True)).square().mean()
-    (scaler.scale(loss) if scaler else loss).backward()
-
-
-def full(tensor):
-    """The whole of a tensor that may be sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def copy_gradients(source, target):
-    """Gives a plain copy of a model the whole gradients of a distributed one."""
-    for p, q in zip(source.parameters(), target.parameters(), strict=True):
-        q.grad = None if p.grad is None else full(p.grad).detach().clone()
-
-
-def assert_same_bits(model, plain, what):
-    for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
-        assert np.array_equal(bits(full(p)), bits(q)), f"{what}: {name}"
-
-
-def assert_close(model, optimizer, other, other_optimizer, what):
-    """Parameters and states of two optimizers, laid out alike, differ by rounding only."""
-
-    def message(default):
-        return f"{what}: {default}"
-
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(full(p), full(q), **CLOSE, msg=message)
-        state, expected = optimizer.state[p], other_optimizer.state[q]
-        assert state.keys() == expected.keys(), what
-        for name, value in expected.items():
-            assert type(state[name]) is type(value), (what, name)
-            if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(full(state[name]), full(value), **CLOSE, msg=message)
-            if isinstance(value, DTensor):
-                assert state[name].placements == value.placements, (what, name)
-
-
-def assert_same_on_all_ranks(model, what):
-    for name, p in model.named_parameters():
-        mine = p.detach().contiguous()
-        of_rank_0 = mine.clone()
-        dist.broadcast(of_rank_0, 0)
-        assert np.array_equal(bits(mine), bits(of_rank_0)), f"{what}: {name}"
 
 
 def compare_wrapped(rank, wrap, inner=lambda model: model):
@@ -420,88 +311,3 @@ def mixed(rank, world_size):
     with pytest.raises(RuntimeError, match="only its gradient or a state"):
         optimizer.step()
     assert torch.equal(param, before)
-
-
-def given_gradients(model, step):
-    """Gradients that do not depend on the number of ranks, not even in their rounding."""
-    generator = torch.Generator().manual_seed(step)
-    for p in model.parameters():
-        whole = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-        p.grad = distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)
-
-
-def classes_of(case):
-    """Whose optimizer a checkpoint is of, and its class."""
-    return {
-        "fusedopt": case.row.optimizer,
-        **({"torch": case.row.torch_optimizer} if case.row.torch_optimizer else {}),
-    }
-
-
-def train_with_given_gradients(model, optimizer, steps):
-    for step in steps:
-        given_gradients(model, step)
-        optimizer.step()
-
-
-def whole_parameters(model):
-    return [full(p).detach().clone() for p in model.parameters()]
-
-
-def state_of(model, optimizer):
-    return {
-        "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer),
-    }
-
-
-def save(rank, world_size, folder):
-    """Writes a checkpoint of every case in mid-training, and where the training ends."""
-    mesh = init_device_mesh("cpu", (world_size,))
-    states, trained, ends = {}, [], {}
-    for case in LAST_CASES:
-        for of, optimizer_class in classes_of(case).items():
-            model = sharded(network(), mesh)
-            optimizer = optimizer_class(model.parameters(), **case.options)
-            train_with_given_gradients(model, optimizer, range(3))
-            states[f"{of} {case}"] = state_of(model, optimizer)
-            trained.append((f"{of} {case}", model, optimizer))
-    dcp.save(states, checkpoint_id=folder / "checkpoint")
-    for key, model, optimizer in trained:
-        train_with_given_gradients(model, optimizer, range(3, 6))
-        ends[key] = whole_parameters(model)
-    if rank == 0:
-        torch.save(ends, folder / "ends.pt")
-
-
-def load(rank, world_size, folder):
-    """Resumes every case on another number of ranks, ours also from torch's and for torch's."""
-    mesh = init_device_mesh("cpu", (world_size,))
-    states, resumed = {}, {}
-    pairs = [
-        (case, of, by)
-        for case in CASES
-        for of in classes_of(case)
-        for by in classes_of(case)
-        if "fusedopt" in (of, by)
-    ]
-    ends = torch.load(folder / "ends.pt")
-    for by in ("fusedopt", "torch"):  # each reads the whole checkpoint
-        for case, of in ((case, of) for case, of, reader in pairs if reader == by):
-            torch.manual_seed(1)
-            model = sharded(Uneven().double(), mesh)
-            optimizer = classes_of(case)[by](model.parameters(), **{**case.options, "lr": 123.0})
-            states[f"{of} {case}"] = state_of(model, optimizer)
-            resumed[f"{of} {case}"] = model, optimizer
-        dcp.load(states, checkpoint_id=folder / "checkpoint")
-        for key, (model, optimizer) in resumed.items():
-            set_model_state_dict(model, states[key]["model"])
-            set_optimizer_state_dict(model, optimizer, states[key]["optimizer"])
-            train_with_given_gradients(model, optimizer, range(3, 6))
-            for p, end in zip(whole_parameters(model), ends[key], strict=True):
-                if key.startswith("fusedopt") and by == "fusedopt":
-                    assert np.array_equal(bits(p), bits(end)), key
-                else:
-                    torch.testing.assert_close(p, end, **CLOSE, msg=lambda m, k=key: f"{k}: {m}")
-        states.clear()
-        resumed.clear()

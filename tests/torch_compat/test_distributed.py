@@ -7,7 +7,9 @@ import time
 import pytest
 import torch.multiprocessing
 
+import distributed_checkpoints as checkpoints
 import distributed_workers as workers
+from distributed_helpers import in_group
 
 PRELOAD = [
     "fusedopt",
@@ -30,7 +32,7 @@ def run(tmp_path):
     def start(function, world_size, *args):
         rendezvous = tmp_path / f"rendezvous{len(groups)}"
         group = torch.multiprocessing.start_processes(
-            workers.in_group,
+            in_group,
             (function, world_size, rendezvous, *args),
             nprocs=world_size,
             join=False,
@@ -67,6 +69,6 @@ def test_wrapped(run, function, world_size):
 
 
 def test_checkpoint_moves_to_another_number_of_ranks(run, tmp_path):
-    run(workers.save, 2, tmp_path)
-    run(workers.load, 4, tmp_path)
-    run(workers.load, 1, tmp_path)
+    run(checkpoints.save, 2, tmp_path)
+    run(checkpoints.load, 4, tmp_path)
+    run(checkpoints.load, 1, tmp_path)

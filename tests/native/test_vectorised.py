@@ -13,7 +13,7 @@ import pytest
 from fusedopt import _native
 from fusedopt.checking.rows import ROWS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 instructions")
 
 ARITHMETIC = re.compile(r"v?(add|sub|mul|div|sqrt|max)p[sd]$")
