@@ -9,8 +9,18 @@ from typing import Any
 
 import torch
 
-from . import costs, machine, report, scaling, training
-from .measure import (
+from .contestants.contests import (
+    ALL_PEERS,
+    CONTESTS,
+    DEFAULT_PEERS,
+    MAIN,
+    OTHERS_OF_TORCH,
+    PEERS,
+    TRAINED,
+    UNFUSED,
+)
+from .measuring import costs, machine, scaling, training
+from .measuring.measure import (
     LR,
     Conditions,
     Groups,
@@ -20,10 +30,10 @@ from .measure import (
     make_groups,
     measure_case,
 )
-from .peers import ALL_PEERS, CONTESTS, DEFAULT_PEERS, PEERS
-from .progress import Bars
-from .timing import Settings, settings_for
-from .workloads import GPU_WORKLOADS, LONG, WORKLOADS, Workload
+from .measuring.progress import Bars
+from .measuring.timing import Settings, settings_for
+from .reporting import report
+from .workloads.tensors import GPU_WORKLOADS, LONG, WORKLOADS, Workload
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -40,18 +50,14 @@ PARTS = {
 }
 GPU_PARTS = {name: PARTS[name] for name in ("tensors", "elements")}
 
-# Optimizers beside Adam, which runs on every workload.
-_MORE = {
-    "gpt2-124m": ("SGD", "Adagrad", "RMSprop", "Adadelta"),
-    "mlp": ("SGD", "Adagrad", "RMSprop", "Adadelta"),
-    "1000x64": ("SGD", "Adagrad", "RMSprop", "Adadelta"),
-}
+# Optimizers beside the main one, which runs on every workload.
+_MORE = dict.fromkeys(("gpt2-124m", "mlp", "1000x64"), OTHERS_OF_TORCH)
 _MORE_GPU = {
     **_MORE,
-    "one-256m": tuple(name for name in CONTESTS if name != "Adam"),
-    "gpt2-124m": ("AdamW", *_MORE["gpt2-124m"]),
+    "one-256m": tuple(name for name in CONTESTS if name != MAIN),
+    "gpt2-124m": (TRAINED, *OTHERS_OF_TORCH),
 }
-_MORE_QUICK = {"resnet-50": ("RMSprop", "Adadelta")}
+_MORE_QUICK = {"resnet-50": UNFUSED}
 
 DEVICES = ("cpu", "cuda")
 
@@ -85,7 +91,7 @@ def run(
     Args:
         quick: fewer cases and rounds, about a minute on two cores.
         only: names of workloads and of ``PARTS``; all by default.
-        optimizers: names of optimizers, each on every workload; by default Adam, and some others on
+        optimizers: names of optimizers, each on every workload; by default MAIN, and some others on
             some workloads.
         peers: who is timed beside this package, names of ``PEERS`` or "all"; by default torch's
             for-loop, foreach and fused.
@@ -104,7 +110,9 @@ def run(
     settings = settings or settings_for(device, quick)
     conditions = Conditions(settings, known(dtype, DTYPES), device, chosen_peers(peers))
     if plot is not None:
-        from . import plots  # so that a missing package is known before anything is measured
+        from .reporting import (
+            plots,  # so that a missing package is known before anything is measured
+        )
     shown = {"quick": quick, "lr": LR, "dtype": dtype, "device": device}
     with scaling.torch_threads(threads), Bars(len(chosen.parts)) as bars:
         described = machine.describe(device, conditions.peers)
@@ -141,7 +149,7 @@ def plan(quick: bool, only: Sequence[str], optimizers: Sequence[str], device: st
         names = [name for name in names if name not in LONG]
     everything = not (only or optimizers or quick or on_gpu)
     return Plan(
-        [(workloads[name], [*optimizers] or ["Adam", *more.get(name, ())]) for name in names],
+        [(workloads[name], [*optimizers] or [MAIN, *more.get(name, ())]) for name in names],
         [name for name in parts if name in only or everything],
     )
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.optim.lr_scheduler import LRScheduler
 
-    from fusedopt.plot_style import Theme
+    from fusedopt.plotting.style import Theme
 
 # Schedule: a function of the optimizer and the number of epochs.
 SCHEDULES = {
@@ -59,9 +59,9 @@ class Curve:
 
 def start(optimizer: str, schedule: str, epochs: int, seed: int) -> tuple[digits.Training, Any]:
     """A network with its optimizer, and the schedule of its learning rate."""
-    case = digits.CASES[optimizer]
+    row = digits.OPTIMIZERS[optimizer]
     model = digits.build_model(seed)
-    training = digits.Training(model, case.ours(model.parameters(), lr=case.lr, **case.options))
+    training = digits.Training(model, row.optimizer(model.parameters(), lr=row.lr, **row.usual))
     return training, SCHEDULES[schedule](training.optimizer, epochs)
 
 
@@ -103,7 +103,7 @@ def draw(report: dict[str, Any], theme: Theme) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    from fusedopt.trajectories.drawing import style_of
+    from fusedopt.plotting.trajectories.drawing import style_of
 
     curves = report["results"]
     schedules = list(dict.fromkeys(curve["schedule"] for curve in curves))
@@ -170,7 +170,7 @@ def main(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = digits.EPOCHS,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="OPTIMIZER", help=f"Repeatable; of {', '.join(digits.CASES)}."),
+        typer.Option(metavar="OPTIMIZER", help=f"Repeatable; of {', '.join(digits.OPTIMIZERS)}."),
     ] = None,
     schedule: Annotated[
         list[str] | None, typer.Option(help=f"Repeatable; of {', '.join(SCHEDULES)}.")
@@ -189,7 +189,7 @@ def main(
     ] = None,
 ) -> None:
     """Train on handwritten digits with every optimizer under every learning-rate schedule."""
-    optimizers, schedules = known(only, digits.CASES), known(schedule, SCHEDULES)
+    optimizers, schedules = known(only, digits.OPTIMIZERS), known(schedule, SCHEDULES)
     if read is not None:
         report = json.loads(read.read_text())
     else:
@@ -201,7 +201,7 @@ def main(
         json_path.write_text(json.dumps(report, indent=2) + "\n")
     print_table(report)
     if plot is not None:
-        from fusedopt.plot_style import save_themed
+        from fusedopt.plotting.style import save_themed
 
         plot.mkdir(parents=True, exist_ok=True)
         for path in save_themed(lambda theme: draw(report, theme), plot, "digits-curves"):

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,11 +34,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional
 
-import fusedopt
+from fusedopt.checking.rows import ROWS, Row
 from fusedopt.info import collect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch.optim import Optimizer
 
@@ -46,31 +47,7 @@ BATCH_SIZE = 64
 REQUIRED_ACCURACY = 0.95
 
 
-@dataclass(frozen=True)
-class Case:
-    """One optimizer of fusedopt, how it is called here, and its counterpart in torch.optim."""
-
-    lr: float
-    ours: Callable[..., Optimizer]
-    torchs: Callable[..., Optimizer]
-    options: dict[str, Any] = field(default_factory=dict)
-    torch_options: dict[str, Any] = field(default_factory=dict)
-
-
-HEAVY_BALL = {"momentum": 0.9}
-LOOKAHEAD = {"momentum": 0.9, "nesterov": True}
-
-# Optimizer: learning rate, class, its counterpart, and the options of each.
-CASES = {
-    "SGD": Case(0.05, fusedopt.SGD, torch.optim.SGD, LOOKAHEAD, LOOKAHEAD),
-    "Momentum": Case(0.05, fusedopt.Momentum, torch.optim.SGD, HEAVY_BALL, HEAVY_BALL),
-    "Nesterov": Case(0.05, fusedopt.Nesterov, torch.optim.SGD, HEAVY_BALL, LOOKAHEAD),
-    "Adagrad": Case(0.02, fusedopt.Adagrad, torch.optim.Adagrad),
-    "RMSprop": Case(0.001, fusedopt.RMSprop, torch.optim.RMSprop),
-    "Adadelta": Case(1.0, fusedopt.Adadelta, torch.optim.Adadelta),
-    "Adam": Case(0.003, fusedopt.Adam, torch.optim.Adam),
-    "AdamW": Case(0.003, fusedopt.AdamW, torch.optim.AdamW),
-}
+OPTIMIZERS = {row.name: row for row in ROWS}
 
 # What torch's fastest is sought among; not every optimizer has all.
 TORCH_SETTINGS = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}
@@ -78,9 +55,19 @@ TORCH_SETTINGS = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused"
 NOTE = (
     "Accuracy: on held-out scans. Loss: on the training set, at the end. Times: of step() alone, "
     "all steps in ms and the median of one in µs; torch is its fastest setting, which is named. "
-    "Ratio: torch's median over fusedopt's. Momentum is compared with torch's SGD(momentum=0.9), "
-    "Nesterov with SGD(momentum=0.9, nesterov=True)."
+    "Ratio: torch's median over fusedopt's."
 )
+
+
+def twins_note() -> str:
+    """Which optimizers are compared with another class of torch than that of their name."""
+    said = []
+    for row in filter(attrgetter("twin"), ROWS):
+        twin, options = row.twin
+        arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+        compared = "with" if said else "is compared with torch's"
+        said.append(f"{row.name} {compared} {twin.__name__}({arguments})")
+    return f"{', '.join(said)}."
 
 
 @dataclass(frozen=True)
@@ -174,23 +161,22 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
 def ready_to_evaluate(optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
     """A context in which the parameters are the trained ones.
 
-    While training, Nesterov keeps the parameters at its lookahead point.
+    While training, an optimizer may keep the parameters at a lookahead point.
     """
-    if isinstance(optimizer, fusedopt.Nesterov):
-        return optimizer.at_iterate()
-    return contextlib.nullcontext()
+    return getattr(optimizer, "at_iterate", contextlib.nullcontext)()
 
 
-def start_trainings(case: Case, seed: int) -> dict[str, Training]:
+def start_trainings(row: Row, seed: int) -> dict[str, Training]:
     """The same network once with our optimizer and once with each setting of torch's."""
-    optimizers = {"fusedopt": (case.ours, case.options)}
+    optimizers = {"fusedopt": (row.optimizer, row.usual)}
+    twin, options = row.torch_twin
     for setting, option in TORCH_SETTINGS.items():
-        if option.keys() <= inspect.signature(case.torchs).parameters.keys():
-            optimizers[setting] = (case.torchs, case.torch_options | option)
+        if option.keys() <= inspect.signature(twin).parameters.keys():
+            optimizers[setting] = (twin, options | option)
     trainings = {}
     for name, (optimizer_class, options) in optimizers.items():
         model = build_model(seed)
-        optimizer = optimizer_class(model.parameters(), lr=case.lr, **options)
+        optimizer = optimizer_class(model.parameters(), lr=row.lr, **options)
         trainings[name] = Training(model, optimizer)
     return trainings
 
@@ -208,7 +194,7 @@ def train_side_by_side(
         yield epoch + 1
 
 
-def summarize(name: str, case: Case, trainings: dict[str, Training], data: Digits) -> Result:
+def summarize(row: Row, trainings: dict[str, Training], data: Digits) -> Result:
     """The row of one optimizer, beside the fastest setting of torch."""
     ours = trainings["fusedopt"]
     with ready_to_evaluate(ours.optimizer):
@@ -218,8 +204,8 @@ def summarize(name: str, case: Case, trainings: dict[str, Training], data: Digit
     medians = {setting: median(values) for setting, values in seconds.items()}
     fastest = min(medians.keys() - {"fusedopt"}, key=medians.__getitem__)
     return Result(
-        optimizer=name,
-        lr=case.lr,
+        optimizer=row.name,
+        lr=row.lr,
         accuracy=accuracy,
         loss=loss,
         steps=len(ours.losses),
@@ -247,11 +233,11 @@ def train_all(names: list[str], epochs: int, seed: int) -> list[Result]:
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
         for name in names:
             bar = progress.add_task(name, total=epochs, loss=float("nan"))
-            trainings = start_trainings(CASES[name], seed)
+            trainings = start_trainings(OPTIMIZERS[name], seed)
             for epoch in train_side_by_side(trainings, data, epochs, seed):
                 loss = trainings["fusedopt"].losses[-1]
                 progress.update(bar, completed=epoch, loss=loss, refresh=True)
-            results.append(summarize(name, CASES[name], trainings, data))
+            results.append(summarize(OPTIMIZERS[name], trainings, data))
     return results
 
 
@@ -309,7 +295,7 @@ def print_table(report: dict[str, Any]) -> None:
         table.add_row(*row.values())
     console = Console()
     console.print(table)
-    console.print(f"{describe(report)}\n{NOTE}", highlight=False)
+    console.print(f"{describe(report)}\n{NOTE} {twins_note()}", highlight=False)
 
 
 def print_markdown(report: dict[str, Any]) -> None:
@@ -318,14 +304,14 @@ def print_markdown(report: dict[str, Any]) -> None:
     rules = ["---" if heading == "Optimizer" else "--:" for heading in rows[0]]
     for cells in (list(rows[0]), rules, *(row.values() for row in rows)):
         print(f"| {' | '.join(cells)} |")
-    print(f"\n{describe(report)} {NOTE}")
+    print(f"\n{describe(report)} {NOTE} {twins_note()}")
 
 
 def main(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training set.")] = EPOCHS,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="OPTIMIZER", help=f"Repeatable; of {', '.join(CASES)}."),
+        typer.Option(metavar="OPTIMIZER", help=f"Repeatable; of {', '.join(OPTIMIZERS)}."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the first weights and the batches.")] = 0,
     threads: Annotated[
@@ -349,10 +335,10 @@ def main(
     if markdown_from is not None:
         print_markdown(json.loads(markdown_from.read_text()))
         return
-    names = only or list(CASES)
+    names = only or list(OPTIMIZERS)
     for name in names:
-        if name not in CASES:
-            raise typer.BadParameter(f"--only: {name} is not one of {', '.join(CASES)}")
+        if name not in OPTIMIZERS:
+            raise typer.BadParameter(f"--only: {name} is not one of {', '.join(OPTIMIZERS)}")
 
     torch.set_num_threads(threads)
     results = train_all(names, epochs, seed)

@@ -13,7 +13,9 @@ large new states.
 
 import os
 import pkgutil
+import sys
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,30 +23,27 @@ import torch
 __path__ = pkgutil.extend_path(__path__, __name__)
 
 from fusedopt import _native
-from fusedopt.adadelta import Adadelta
-from fusedopt.adagrad import Adagrad
-from fusedopt.adam import Adam, AdamW
-from fusedopt.convert import from_torch
+from fusedopt.checking.rows import ROWS as _ROWS
+from fusedopt.convert import from_torch as from_torch
 from fusedopt.environment import USES_HUGE_PAGES, USES_TORCH_LIBRARY
-from fusedopt.momentum import Momentum, Nesterov
-from fusedopt.optimizer import FusedOptimizer, local_tensor
-from fusedopt.rmsprop import RMSprop
-from fusedopt.sgd import SGD
+from fusedopt.optimizers.base import FusedOptimizer as FusedOptimizer
+from fusedopt.optimizers.base import local_tensor as local_tensor
 
-__all__ = [
-    "SGD",
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "FusedOptimizer",
-    "Momentum",
-    "Nesterov",
-    "RMSprop",
-    "from_torch",
-]
+if TYPE_CHECKING:  # Type checkers run nothing: they see the classes where their rows are.
+    from fusedopt.checking.rows import *  # noqa: F403
+else:
+    _public = (FusedOptimizer, from_torch, *(row.optimizer for row in _ROWS))
+    globals().update({public.__name__: public for public in _public})
+    __all__ = sorted(public.__name__ for public in _public)
 
 __version__ = _version("fusedopt")
+
+for _row in _ROWS:
+    # Messages and pickles name the package, wherever the file of a class lies. Version 0.1 had the
+    # files in the package itself, and its pickles name them.
+    _row.optimizer.__module__ = __name__
+    sys.modules[f"{__name__}.{_row.rule}"] = sys.modules[__name__]
+FusedOptimizer.__module__ = __name__
 
 with torch.inference_mode(False):
     _native.attach(torch, local_tensor, USES_TORCH_LIBRARY)

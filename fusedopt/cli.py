@@ -41,7 +41,7 @@ def info() -> None:
 @app.command()
 def verify() -> None:
     """Compare every kernel with the NumPy reference, as integers; exit status 1 on a mismatch."""
-    from fusedopt.verify import print_verification
+    from fusedopt.checking.verify import print_verification
 
     raise typer.Exit(code=1 if print_verification() else 0)
 
@@ -96,7 +96,7 @@ def trajectories(
     each: Annotated[bool, Option("--each", help="Also a picture of each optimizer.")] = False,
 ) -> None:
     """Draw every optimizer's path over loss surfaces, with learning rates that a search chose."""
-    from fusedopt.trajectories.command import print_trajectories
+    from fusedopt.plotting.trajectories.command import print_trajectories
 
     print_trajectories(out, only or (), optimizer or (), steps, each)
 
@@ -111,7 +111,7 @@ def compare(
     force: Annotated[bool, Option("--force", help="Also across machines and settings.")] = False,
 ) -> None:
     """Compare two results of bench; exit status 1 on a regression."""
-    from fusedopt.benchmarks.compare import DifferentConditionsError, print_comparison
+    from fusedopt.benchmarks.reporting.compare import DifferentConditionsError, print_comparison
 
     try:
         raise typer.Exit(code=1 if print_comparison(before, after, threshold, force) else 0)

@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from fusedopt.adadelta import Adadelta
-from fusedopt.adagrad import Adagrad
-from fusedopt.adam import Adam, AdamW
-from fusedopt.optimizer import FusedOptimizer, check_group
-from fusedopt.rmsprop import RMSprop
-from fusedopt.sgd import SGD
+from fusedopt.checking.rows import ROWS
+from fusedopt.optimizers.base import FusedOptimizer, check_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _OURS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
-    getattr(torch.optim, ours.__name__): ours
-    for ours in (SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW)
+    row.torch_optimizer: row.optimizer for row in ROWS if row.torch_optimizer
 }
 
 
@@ -45,8 +40,8 @@ def from_torch(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
     such as ``step = optimizer.step``, is torch's still.
 
     Args:
-        optimizer: a ``torch.optim`` SGD, Adagrad, RMSprop, Adadelta, Adam or AdamW. One of this
-            package is returned as it is.
+        optimizer: one of ``torch.optim`` whose class this package has, too. One of this package is
+            returned as it is.
 
     Returns:
         The same object.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from fusedopt.verify import isa, threads
+from fusedopt.checking.verify import isa, threads
 from helpers import ISAS
 
 # Short and the same each time; or as many examples as one wants, other ones each time.

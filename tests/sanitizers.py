@@ -10,7 +10,7 @@ Only this package is built for the sanitizers. Python, torch and libgomp are not
 * ThreadSanitizer sees the locks of all (it replaces pthread's functions) but not the barriers of
   libgomp, so ``csrc/cpu/threads.cpp`` tells it what they order, and nothing more. Reports about
   memory that others access are off (``ignore_noninstrumented_modules``); there are no suppressions.
-* Leaks are left to ``tests/test_processes.py``: Python itself frees little when it ends.
+* Leaks are left to ``tests/native/test_processes.py``: Python itself frees little when it ends.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ BUILD = ROOT / "build" / "sanitize"
 # The tests that a sanitizer can say something about, in a few minutes. Left out are measurements of
 # memory, which a sanitizer needs for itself, and what reads the machine code.
 TESTS = [
-    "test_amp.py",
-    "test_attach.py",
-    "test_forks.py",
-    "test_layouts.py",
-    "test_long_runs.py",
-    "test_processes.py",
-    "test_refusals.py",
-    "test_runtime.py",
+    "torch_compat/test_amp.py",
+    "native/test_attach.py",
+    "native/test_forks.py",
+    "bits/test_layouts.py",
+    "bits/test_long_runs.py",
+    "native/test_processes.py",
+    "torch_compat/test_refusals.py",
+    "native/test_runtime.py",
 ]
 NOT_THESE = (
     "not leak and not allocates_nothing and not gil_is_released and not no_thread_can_be_made"
 )
 # ThreadSanitizer itself does not support a forked child that makes threads.
-IN_ONE_THREAD = "test_forks.py::test_steps_in_forked_children_of_forked_children"
+IN_ONE_THREAD = "native/test_forks.py::test_steps_in_forked_children_of_forked_children"
 
 
 @dataclass
@@ -63,20 +63,20 @@ SANITIZERS = [
         "heap-buffer-overflow",
         "libasan.so",
         {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "PYTHONMALLOC": "malloc"},
-        [*TESTS, "test_cuda_emulated.py"],
+        [*TESTS, "cuda/test_cuda_emulated.py"],
     ),
     Sanitizer(
         "undefined",
         "signed integer overflow",
         environment={"UBSAN_OPTIONS": "print_stacktrace=1"},
-        tests=[*TESTS, "test_cuda_emulated.py"],
+        tests=[*TESTS, "cuda/test_cuda_emulated.py"],
     ),
     Sanitizer(
         "thread",
         "data race",
         "libtsan.so",
         {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:exitcode=66"},
-        [IN_ONE_THREAD, "test_runtime.py", "test_processes.py"],
+        [IN_ONE_THREAD, "native/test_runtime.py", "native/test_processes.py"],
     ),
 ]
 

@@ -5,13 +5,15 @@ Everything is plain data, so that a failing run prints as Python that ``@example
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
-from fusedopt.cases import DTYPES, ROWS
+from fusedopt.checking.cases import DTYPES
+from fusedopt.checking.rows import ROWS
 from helpers import ISAS
 
 CHUNK_BYTES = 16384  # of an operand, that a block of the CUDA kernels updates
@@ -112,7 +114,7 @@ class Scenario(Record):
     groups: tuple[Group, ...]
     steps: tuple[Step, ...] = (Step(),)
     engine: Cpu | EmulatedCuda = Cpu()
-    initial_accumulator_value: float = 0.0  # Adagrad's, which is the constructor's
+    starts: dict[str, float] = field(default_factory=dict)  # what states begin with
 
 
 def around(*centres: int) -> list[int]:
@@ -136,34 +138,34 @@ rates = st.one_of(
 decays = st.one_of(st.just(0.0), st.sampled_from([0.1, 1e-300]), st.floats(0, 1))
 flags = st.booleans()
 
-SHARED = {"lr": rates, "weight_decay": decays, "maximize": flags}
-ADAM = {
-    **SHARED,
-    "betas": st.tuples(factors, factors),
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "lr": rates,
+    "weight_decay": decays,
+    "maximize": flags,
+    "momentum": non_negative,
+    "dampening": st.one_of(st.just(0.0), st.floats(-1, 2)),
+    "nesterov": flags,
+    "lr_decay": non_negative,
     "eps": non_negative,
+    "alpha": non_negative,
+    "centered": flags,
+    "rho": st.floats(0, 1),
+    "betas": st.tuples(factors, factors),
     "amsgrad": flags,
+    "decoupled_weight_decay": flags,
 }
-OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "SGD": {
-        **SHARED,
-        "momentum": non_negative,
-        "dampening": st.one_of(st.just(0.0), st.floats(-1, 2)),
-        "nesterov": flags,
-    },
-    "Momentum": {**SHARED, "momentum": factors},
-    "Nesterov": {**SHARED, "momentum": factors},
-    "Adagrad": {**SHARED, "lr_decay": non_negative, "eps": non_negative},
-    "RMSprop": {
-        **SHARED,
-        "alpha": non_negative,
-        "eps": non_negative,
-        "momentum": non_negative,
-        "centered": flags,
-    },
-    "Adadelta": {**SHARED, "rho": st.floats(0, 1), "eps": non_negative},
-    "Adam": {**ADAM, "decoupled_weight_decay": flags},
-    "AdamW": ADAM,
-}
+# Of the constructor, since it is what a state begins with.
+STARTS = {"initial_accumulator_value": non_negative}
+
+
+def options_of(rule: str, table: dict[str, st.SearchStrategy[Any]]) -> dict[str, Any]:
+    """What of a table the reference of a rule and its class take."""
+    (row,) = (row for row in ROWS if row.name == rule)
+    ours = inspect.signature(row.optimizer).parameters
+    known = [name for name in inspect.signature(row.reference).parameters if name in ours]
+    assert {*known} <= {*OPTIONS, *STARTS}, f"{rule} has an option without values to draw"
+    return {name: table[name] for name in known if name in table}
+
 
 offsets = st.integers(0, 16)
 dense = st.builds(Layout, offset=offsets)
@@ -205,7 +207,7 @@ def groups_of(rule: str) -> st.SearchStrategy[Group]:
     return st.builds(
         Group,
         st.lists(tensors(), min_size=1, max_size=4).map(tuple),
-        st.fixed_dictionaries({}, optional=OPTIONS[rule]),
+        st.fixed_dictionaries({}, optional=options_of(rule, OPTIONS)),
         st.sampled_from([None, None, torch.float32, torch.float64]),
     )
 
@@ -238,7 +240,7 @@ def scenarios(
         draw(st.lists(groups_of(rule), min_size=1, max_size=3).map(tuple)),
         draw(st.lists(steps, min_size=1, max_size=4).map(tuple)),
         draw(engine),
-        draw(non_negative) if rule == "Adagrad" else 0.0,
+        draw(st.fixed_dictionaries(options_of(rule, STARTS))),
     )
 
 

@@ -25,8 +25,8 @@ from collections import Counter
 import torch
 from twins import STEPS, InterruptedStepError, Training
 
-from fusedopt.cases import ROWS
-from fusedopt.verify import count_mismatches
+from fusedopt.checking.rows import ROWS
+from fusedopt.checking.verify import count_mismatches
 
 LARGE = 5 * 2**19  # elements for which the step of a forked child takes several threads
 TRAINING_THREADS = 2

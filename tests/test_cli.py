@@ -11,7 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 import fusedopt
-from fusedopt import cases, reference, verify
+from fusedopt import reference
+from fusedopt.checking import cases, verify
 from fusedopt.cli import app
 
 
@@ -41,8 +42,7 @@ def test_verify_fails_on_a_single_wrong_bit(monkeypatch):
             param[777] = -param[777]
         return param, state
 
-    row = cases.Row(fusedopt.Adam, wrong, None, ())
-    monkeypatch.setattr(verify, "CASES", [cases.Case(row, {})])
+    monkeypatch.setattr(reference, "adam", wrong)
     result = CliRunner().invoke(app, ["verify"])
     assert result.exit_code == 1
     assert "first mismatch of Adam, float32" in result.output

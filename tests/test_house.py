@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
-from fusedopt.cases import ROWS
+import fusedopt
+from fusedopt.checking.rows import ROWS
 
 ROOT = Path(__file__).parent.parent
 RULES = sorted((ROOT / "csrc" / "rules").glob("*.h"))
-NAMES = re.compile(r"\b(adam|adamw|sgd|adagrad|rmsprop|adadelta|nesterov)\b", re.IGNORECASE)
+
+# Where an optimizer may be named beside the table of rows: in its own files, and in the lists that
+# no program could make: what rules are compiled, and what of other packages is the same.
+LISTS = {"csrc/rules/registry.h", "benchmarks/contestants/others.py"}
+LISTING_DOCUMENTS = ("README.md", "CHANGELOG.md", "benchmarks/README.md", "docs/pictures.md")
+OWN_FILES = ("csrc/rules/{}.h", "fusedopt/reference/{}.py", "fusedopt/optimizers/{}.py")
+# Whose subject is one optimizer, for a reason that is said there.
+SUBJECTS = {
+    "Adam": {"benchmarks/contestants/contests.py"},
+    "AdamW": {"benchmarks/contestants/contests.py", "fusedopt/convert.py"},
+    "SGD": {"fusedopt/optimizers/momentum.py", "fusedopt/optimizers/nesterov.py"},
+    "Momentum": {"csrc/rules/nesterov.h", "fusedopt/optimizers/nesterov.py"}
+    | {"fusedopt/optimizers/sgd.py"},
+    "Nesterov": {"fusedopt/optimizers/sgd.py"},
+}
+
+
+def sources() -> dict[str, str]:
+    """The text of every source file of the package, the engines and the benchmark, by its path."""
+    suffixes = {".h", ".cpp", ".cu", ".py", ".pyi"}
+    paths = [p for name in ("csrc", "fusedopt", "benchmarks") for p in (ROOT / name).rglob("*")]
+    return {str(p.relative_to(ROOT)): p.read_text() for p in paths if p.suffix in suffixes}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_an_optimizer_is_named_in_its_row_and_its_own_files(row):
+    own = {file.format(row.rule) for file in OWN_FILES}
+    allowed = own | LISTS | SUBJECTS.get(row.name, set()) | {"fusedopt/checking/rows.py"}
+    found = {path for path, text in sources().items() if re.search(rf"\b{row.name}\b", text)}
+    assert found <= allowed
+    assert own <= {*sources()}
+
+
+def test_nothing_else_lists_the_optimizers():
+    """Tests and documents name one where it is the subject, and never most of them."""
+    lists = {ROOT / name for name in LISTING_DOCUMENTS}
+    documents = {*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("docs/**/*.md")}
+    code = {*ROOT.glob("tests/**/*.py"), *ROOT.glob("examples/*.py")}
+    for path in (documents | code) - lists:
+        named = [row.name for row in ROWS if re.search(rf"\b{row.name}\b", path.read_text())]
+        assert len(named) <= 3 / 4 * len(ROWS), f"{path} lists {', '.join(named)}"
 
 
 def code_of(path: Path) -> str:
@@ -21,8 +64,11 @@ def code_of(path: Path) -> str:
 
 @pytest.mark.parametrize("layer", ["core", "cpu", "cuda", "bindings"])
 def test_engines_do_not_know_an_optimizer(layer):
+    """Not by its rule's name either, where that is not an option's name, too."""
+    options = {name for row in ROWS for name in inspect.signature(row.reference).parameters}
+    rules = "|".join(row.rule for row in ROWS if row.rule not in options)
     for path in (ROOT / "csrc" / layer).iterdir():
-        assert not NAMES.search(code_of(path)), path
+        assert not re.search(rf"\b({rules})\b", code_of(path), re.IGNORECASE), path
 
 
 @pytest.mark.parametrize("layer", ["rules", "core", "cpu", "cuda"])
@@ -56,6 +102,52 @@ def test_layers_include_only_those_below():
                 assert included in allowed, f"{path} includes {included}"
 
 
+PYTHON_LAYERS = {
+    "fusedopt": {
+        "reference": {"reference"},
+        "optimizers": {"optimizers", "_native", "forks", "hooks", "modes"},
+        "checking": {"checking", "optimizers", "reference", "_native"},
+        "plotting": {"plotting", "checking", "optimizers"},
+    },
+    "benchmarks": {
+        "workloads": {"workloads"},
+        "contestants": {"contestants"},
+        "measuring": {"measuring", "contestants", "workloads"},
+        "reporting": {"reporting", "contestants"},
+    },
+}
+
+
+def imported_by(path: Path) -> set[str]:
+    """The rooms, or modules beside them, of the same package that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found.add(path.parent.name)
+        elif isinstance(node, ast.ImportFrom) and node.level == 2:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom) and path.is_relative_to(ROOT / "fusedopt"):
+            package, *rest = node.module.split(".")
+            names = rest[:1] or [alias.name for alias in node.names]
+            found |= {*names} if package == "fusedopt" else set()
+    return found
+
+
+@pytest.mark.parametrize("package", PYTHON_LAYERS)
+def test_rooms_import_only_those_below(package):
+    for room, allowed in PYTHON_LAYERS[package].items():
+        paths = [*(ROOT / package / room).rglob("*.py")]
+        assert paths
+        for path in paths:
+            assert imported_by(path) <= allowed, path
+
+
+@pytest.mark.parametrize("folder", ["fusedopt", "benchmarks", "tests", "examples", "docs"])
+def test_files_are_short(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
+
+
 def test_instruction_sets_are_named_in_few_places():
     allowed = {"convert.h", "isa.cpp", "ieee_environment.h"}
     for path in (ROOT / "csrc").rglob("*"):
@@ -73,9 +165,7 @@ def test_cuda_is_called_in_few_places():
 
 
 def test_python_layer_branches_on_no_optimizer_name_and_no_device():
-    for path in (ROOT / "fusedopt").glob("*.py"):
-        if path.name in ("cases.py", "reference.py"):
-            continue
+    for path in (ROOT / "fusedopt").rglob("*.py"):
         text = path.read_text()
         assert not re.search(r"\bif\b.*(_rule|__name__)\s*==\s*\"(?!__main__)", text), path
         assert not re.search(r"\bif\b.*\b(is_cuda|device\.type)\b", text), path
@@ -83,8 +173,6 @@ def test_python_layer_branches_on_no_optimizer_name_and_no_device():
 
 def test_every_optimizer_has_its_places():
     exported = {row.name for row in ROWS}
-    import fusedopt
-
     assert exported == set(fusedopt.__all__) - {"FusedOptimizer", "from_torch"}
     for row in ROWS:
         assert "Source:" in row.optimizer.__doc__

@@ -12,8 +12,9 @@ import random
 
 import torch
 
-from fusedopt.cases import DTYPES, ROWS
-from fusedopt.verify import count_mismatches, to_array
+from fusedopt.checking.cases import DTYPES
+from fusedopt.checking.rows import ROWS
+from fusedopt.checking.verify import count_mismatches, to_array
 from helpers import scaled_step
 
 # Too small for a step to take several threads; a few of them are enough.

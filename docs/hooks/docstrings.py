@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from griffe import Extension
 
 if TYPE_CHECKING:
-    from griffe import Object
+    from griffe import Module, Object
 
 _CODE = re.compile(r"^\.\. code-block:: (\w+)\n\n((?:    [^\n]*\n|\n)+)", re.MULTILINE)
 _ROLE = re.compile(r":(?:class|func|meth):`~?([\w.]+)`")
@@ -35,3 +35,18 @@ class DocstringsInMarkdown(Extension):
         """Converts the docstring of a module, class or function."""
         if obj.docstring and not obj.is_alias:
             obj.docstring.value = markdown_of(obj.docstring.value, obj)
+
+
+class ReferenceAsImported(Extension):
+    """``fusedopt.reference`` takes its functions from its files when it is imported."""
+
+    def on_package(self, *, pkg: Module, **_: Any) -> None:
+        """Moves the functions to where users find them."""
+        reference = pkg["reference"]
+        for module in list(reference.modules.values()):
+            for name, function in list(module.functions.items()):
+                is_public = name == module.name or name in reference.members
+                if is_public and not function.is_alias:
+                    reference.members.pop(name)
+                    reference.imports.pop(name, None)
+                    reference.set_member(name, function)

@@ -1,9 +1,9 @@
 """Source code in pages, taken from the files when the site is built.
 
-``{{ rule adam rules/adam.h }}`` shows a function of fusedopt/reference.py beside the functions of
-a header that carry out the same formula, and ``{{ picture path-adam The path of Adam }}`` a picture
-in the version for light and the one for dark. So does a ``<picture>`` of both, which is what other
-sites' renderers of Markdown understand.
+``{{ rule adam adam }}`` shows the function ``adam`` of fusedopt/reference/adam.py beside the
+functions of csrc/rules/adam.h that carry out the same formula, and ``{{ picture path-adam The path
+of Adam }}`` a picture in the version for light and the one for dark. So does a ``<picture>`` of
+both, which is what other sites' renderers of Markdown understand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-REFERENCE = "fusedopt/reference.py"
 _DIRECTIVE = re.compile(r"^\{\{ (?P<kind>\w+) (?P<name>\S+) (?P<rest>.+) \}\}$", re.MULTILINE)
 _HTML_PICTURE = re.compile(
     r'<picture>\s*<source [^>]*srcset="(?P<dark>[^"]+)"[^>]*>\s*(?P<img><img [^>]*>)\s*</picture>'
@@ -32,29 +31,30 @@ _CPP_FUNCTION = re.compile(
 )
 
 
-def reference_function(name: str) -> str:
-    """A function of the reference, without its docstring, which the page says at more length."""
-    text = (ROOT / REFERENCE).read_text()
+def reference_function(name: str, path: str) -> str:
+    """A function of a Python file, without its docstring, which the page says at more length."""
+    text = (ROOT / path).read_text()
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             lines = text.splitlines()
             body = lines[node.lineno - 1 : node.body[0].lineno - 1]
             return "\n".join(body + lines[node.body[1].lineno - 1 : node.end_lineno])
-    raise PluginError(f"{REFERENCE} has no function {name}")
+    raise PluginError(f"{path} has no function {name}")
 
 
-def native_functions(header: str) -> str:
+def native_functions(path: str) -> str:
     """The functions of a header that do arithmetic: once a step, and once an element."""
-    matches = _CPP_FUNCTION.finditer((ROOT / "csrc" / header).read_text())
+    matches = _CPP_FUNCTION.finditer((ROOT / path).read_text())
     functions = [textwrap.dedent(match[0]) for match in matches]
     if not functions:
-        raise PluginError(f"csrc/{header} has no function that does arithmetic")
+        raise PluginError(f"{path} has no function that does arithmetic")
     return "\n".join(functions).rstrip()
 
 
-def _rule(reference: str, header: str) -> str:
-    python = f'```python title="{REFERENCE}"\n{reference_function(reference)}\n```'
-    cpp = f'```cpp title="csrc/{header}"\n{native_functions(header)}\n```'
+def _rule(function: str, stem: str) -> str:
+    reference, header = f"fusedopt/reference/{stem}.py", f"csrc/rules/{stem}.h"
+    python = f'```python title="{reference}"\n{reference_function(function, reference)}\n```'
+    cpp = f'```cpp title="{header}"\n{native_functions(header)}\n```'
     return f'<div class="grid side-by-side" markdown>\n\n{python}\n\n{cpp}\n\n</div>'
 
 

@@ -19,7 +19,7 @@ from ecosystem_helpers import (
     options,
     schedule,
 )
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from ecosystem_helpers import (
     options,
     schedule,
 )
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 
 
 class Module(lightning.LightningModule):

@@ -15,7 +15,7 @@ from ecosystem_helpers import (
     options,
     schedule,
 )
-from fusedopt.cases import ROWS
+from fusedopt.checking.rows import ROWS
 
 VOCABULARY = 32
 

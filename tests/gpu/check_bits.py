@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt.cases import CASES, DTYPES, ROWS
-from fusedopt.verify import gradients
+from fusedopt.checking.cases import CASES, DTYPES
+from fusedopt.checking.rows import ROWS
+from fusedopt.checking.verify import gradients
 from gpu_helpers import (
     GPU,
     LARGEST_CASES,

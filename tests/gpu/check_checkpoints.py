@@ -9,7 +9,7 @@ import io
 import pytest
 import torch
 
-from fusedopt.cases import CASES
+from fusedopt.checking.cases import CASES
 from gpu_helpers import GPU, assert_same, gradient_steps, params_of, step_all, twins
 
 TORCH_CASES = [case for case in CASES if case.row.torch_optimizer]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt.cases import CASES, DTYPES, ROWS
+from fusedopt.checking.cases import CASES, DTYPES
+from fusedopt.checking.rows import ROWS
 from gpu_helpers import (
     GPU,
     LARGEST_CASES,

@@ -9,7 +9,7 @@ import torch
 from test_layouts import LAYOUTS, SHAPE
 
 import fusedopt
-from fusedopt.cases import CASES, DTYPES
+from fusedopt.checking.cases import CASES, DTYPES
 from gpu_helpers import (
     GPU,
     LARGEST_CASES,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt.cases import CASES
+from fusedopt.checking.cases import CASES
 from gpu_helpers import GPU, LARGEST_CASES, assert_same, mismatches, params_of, step_all, twins
 
 INFINITE = (0, 1, 4, 7)  # steps, the first one included

@@ -15,8 +15,8 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 
 import torch
 
-from fusedopt.cases import CASES, DTYPES, Case
-from fusedopt.verify import count_mismatches, to_array
+from fusedopt.checking.cases import CASES, DTYPES, Case
+from fusedopt.checking.verify import count_mismatches, to_array
 
 SIZES = (0, 1, 7, 8, 9, 33, 513, 2049, 4097, 8193)
 STEPS = 2

@@ -1,0 +1,1 @@
+"""Who steps it: this package, torch, other packages, and the floors."""

@@ -1,0 +1,1 @@
+"""What is stepped: lists of tensors, and models to train."""

@@ -1,0 +1,1 @@
+"""The rows, which list the optimizers, and how kernels are compared with the reference."""

@@ -1,0 +1,54 @@
+"""Adam and AdamW."""
+
+import torch
+
+from fusedopt.optimizers.base import FusedOptimizer
+
+
+class Adam(FusedOptimizer, torch.optim.Adam):
+    r"""Adam with the signature and results of ``torch.optim.Adam``.
+
+    .. code-block:: text
+
+        grad = grad + weight_decay * param;  decoupled: param = param * (1 - lr * weight_decay)
+        exp_avg = beta1 * exp_avg + (1 - beta1) * grad
+        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad^2
+        amsgrad: max_exp_avg_sq = max(max_exp_avg_sq, exp_avg_sq), which replaces exp_avg_sq below
+        denom = sqrt(exp_avg_sq) / sqrt(1 - beta2^step) + eps
+        param = param - lr / (1 - beta1^step) * exp_avg / denom
+
+    Args:
+        params: parameters (float32, float64, bfloat16 or float16) or dicts defining groups.
+        lr: learning rate, a number or a tensor of one element, at least 0.
+        betas: smoothing constants of the gradient and its square, each in [0, 1).
+        eps: added to the root, at least 0.
+        weight_decay: weight decay, at least 0: an L2 penalty unless decoupled.
+        amsgrad: divide by the largest average so far.
+        maximize: follow the gradient instead of its negative.
+        capturable: for CUDA graphs: the device counts the steps and reads a learning rate that is a
+            tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
+        decoupled_weight_decay: decay the parameter itself, as AdamW does.
+        foreach, fused: accepted, select nothing: there is one implementation.
+        differentiable: not supported; True raises ``NotImplementedError``.
+
+    State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
+    ``exp_avg``, ``exp_avg_sq`` and, with amsgrad, ``max_exp_avg_sq``, of the parameter's shape
+    and dtype.
+
+    Source: Kingma, Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, algorithm 1; amsgrad:
+    Reddi, Kale, Kumar, On the Convergence of Adam and Beyond, ICLR 2018, algorithm 2. Reference:
+    :func:`fusedopt.reference.adam`.
+    """
+
+    _rule = "adam"
+
+
+class AdamW(Adam, torch.optim.AdamW):
+    r"""AdamW with the signature and results of ``torch.optim.AdamW``.
+
+    :class:`Adam` with decoupled weight decay, ``param = param * (1 - lr * weight_decay)`` ahead of
+    the update, 1e-2 by default; arguments, state and errors are Adam's.
+
+    Source: Loshchilov, Hutter, Decoupled Weight Decay Regularization, ICLR 2019, algorithm 2.
+    Reference: :func:`fusedopt.reference.adam` with ``decoupled_weight_decay=True``.
+    """

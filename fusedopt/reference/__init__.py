@@ -1,0 +1,50 @@
+"""The optimizers in plain NumPy: what every kernel of this package is compared with, bit for bit.
+
+Each function performs one step of one rule:
+
+    param, state = adam(param, grad, state, lr=1e-3)
+
+``param`` and ``grad`` are arrays of one float dtype (float32, float64, longdouble) and any shape.
+``state`` is a dict as in a torch checkpoint, ``{}`` before the first step; nothing is changed in
+place. Scalars are derived in Python's floats, which are IEEE doubles, and rounded once to the
+arrays' dtype. The order of operations is part of the definition: only operations that IEEE 754
+rounds correctly are used, each in the dtype of the arrays, so any machine that does the same
+operations in the same order gets the same bits.
+
+:func:`fusedopt.reference.in_16_bits` wraps a rule for parameters in bfloat16 or float16, and
+:func:`fusedopt.reference.in_formats` one for parameter, gradient and states in different dtypes.
+
+The package needs nothing but NumPy. Default values are those of the optimizer classes. A rule is
+the function that its file is named after, beside the header of that name in ``csrc/rules``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+from fusedopt.reference.formats import in_16_bits as in_16_bits
+from fusedopt.reference.formats import in_formats as in_formats
+from fusedopt.reference.formats import round_bfloat16 as round_bfloat16
+from fusedopt.reference.formats import round_float16 as round_float16
+from fusedopt.reference.formats import round_float32 as round_float32
+from fusedopt.reference.shared import Array as Array
+from fusedopt.reference.shared import Rule as Rule
+from fusedopt.reference.shared import State as State
+from fusedopt.reference.shared import lerp as lerp
+from fusedopt.reference.shared import power as power
+from fusedopt.reference.shared import unscale as unscale
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Rule: ...
+
+
+def _rules() -> dict[str, Rule]:
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {name: vars(module)[name] for name, module in modules.items() if name in vars(module)}
+
+
+globals().update(_rules())

@@ -1,0 +1,140 @@
+"""The code of the CUDA kernels, as compiled: resources, width of accesses, no contraction.
+
+Reads the built module with NVIDIA's ``cuobjdump``, which needs no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from fusedopt.checking.cases import DTYPES
+
+SPEC = find_spec("fusedopt._cuda")
+if SPEC is None and shutil.which("nvcc") is None:
+    pytest.skip("built without CUDA, for want of nvcc", allow_module_level=True)
+
+
+def tool_path() -> str:
+    """The PATH with the tools of the packages nvidia-cuda-cuobjdump and -nvdisasm."""
+    folders = [str(p) for entry in sys.path for p in Path(entry).glob("nvidia/*/bin")]
+    return os.pathsep.join([*folders, os.environ["PATH"], "/usr/local/cuda/bin"])
+
+
+def dump(*options: str) -> str:
+    """What cuobjdump says of the CUDA module."""
+    path = tool_path()
+    cuobjdump = shutil.which("cuobjdump", path=path)
+    assert cuobjdump, "cuobjdump is missing: pip install '.[test]'"
+    return subprocess.run(
+        [cuobjdump, *options, SPEC.origin],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": path},
+    ).stdout
+
+
+def count_operations(text: str, function: str, operation: str) -> dict[str, Counter[str]]:
+    """How often each operation occurs in each kernel."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    kernel = None
+    for line in text.splitlines():
+        if header := re.search(function, line):
+            kernel = header[1]
+        elif kernel and (instruction := re.match(operation, line)):
+            counts[kernel][instruction[1]] += 1
+    return counts
+
+
+def total(counts: Counter[str], *prefixes: str) -> int:
+    return sum(n for operation, n in counts.items() if operation.startswith(prefixes))
+
+
+@pytest.fixture(scope="module")
+def ptx() -> dict[str, Counter[str]]:
+    return count_operations(dump("-ptx"), r"\.entry (\w+)", r"\s*(?:@!?%p\d+\s+)?([a-z][\w.]+)\s")
+
+
+@pytest.fixture(scope="module", params=["sm_80", "sm_90", "sm_100", "sm_120"])
+def sass(request) -> dict[str, Counter[str]]:
+    """Machine code, for each architecture that the module was built for."""
+    if f".{request.param}." not in dump("--list-elf"):
+        pytest.skip(f"this nvcc does not know {request.param}")
+    return count_operations(
+        dump("-sass", "-arch", request.param),
+        r"Function : (\w+)",
+        r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][\w.]+)",
+    )
+
+
+def test_cuda_was_built():
+    assert SPEC is not None, "nvcc is there, but the package was built without CUDA"
+
+
+def test_a_kernel_for_every_rule_and_table(ptx):
+    from fusedopt import _emulated_cuda
+
+    for table in (_emulated_cuda.small_table, _emulated_cuda.large_table):
+        kernels = [name for name in ptx if re.search(rf"step_kernel\w+Lj{table}E", name)]
+        assert len(kernels) == _emulated_cuda.rules
+
+
+def test_resources():
+    """No stack, no spills, and the registers that the occupancy in tuning.h leaves."""
+    from fusedopt import _emulated_cuda
+
+    threads = _emulated_cuda.threads * _emulated_cuda.min_blocks_per_multiprocessor
+    most_registers = 65536 // threads // 8 * 8  # they are handed out by eights
+    text = dump("-res-usage")
+    usages = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    architectures = len(set(re.findall(r"arch = (sm_\d+)", text)))
+    assert len(usages) == 2 * _emulated_cuda.rules * architectures
+    for kernel, registers, stack, local in usages:
+        assert int(stack) == int(local) == 0, kernel
+        assert int(registers) <= most_registers, kernel
+
+
+def test_operations_are_rounded_as_ieee_754_says(ptx):
+    for kernel, operations in ptx.items():
+        for operation in operations:
+            assert not re.search(r"^fma|approx|\.ftz|\.full", operation), (kernel, operation)
+            if re.match(r"(add|sub|mul|div|sqrt)\..*f(32|64)$", operation):
+                assert ".rn." in operation, (kernel, operation)
+
+
+def test_no_product_is_fused_with_a_sum(ptx, sass):
+    """Every sum and product of the virtual code is one of its own in the machine code.
+
+    Fused multiply-adds that are there belong to the expansions of division and square root, which
+    add operations and take none away.
+    """
+    for kernel, virtual in ptx.items():
+        machine = sass[kernel]
+        for suffix, letter in (("f32", "F"), ("f64", "D")):
+            sums = virtual[f"add.rn.{suffix}"] + virtual[f"sub.rn.{suffix}"]
+            assert sums > 0
+            assert total(machine, f"{letter}ADD") >= sums, kernel
+            assert total(machine, f"{letter}MUL") >= virtual[f"mul.rn.{suffix}"] > 0, kernel
+
+
+def test_packs_are_moved_by_128_bit_accesses(sass):
+    """In the vector path of every dtype: at least the parameter and the gradient."""
+    for kernel, operations in sass.items():
+        loads = sum(n for op, n in operations.items() if re.match(r"LD(G\.E)?\..*128", op))
+        stores = sum(n for op, n in operations.items() if re.match(r"STG?\..*128", op))
+        assert loads >= 2 * len(DTYPES), kernel
+        assert stores >= len(DTYPES), kernel
+
+
+def test_no_access_is_to_local_memory(sass):
+    for kernel, operations in sass.items():
+        assert not total(operations, "LDL", "STL"), kernel

@@ -1,0 +1,54 @@
+"""What the checks of the training libraries share."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import torch
+
+from fusedopt.checking.rows import ROWS
+from helpers import bits
+
+TORCH_ROWS = [row for row in ROWS if row.torch_optimizer]
+
+
+def options(row):
+    """Options under which a few steps change something, and which every state depends on."""
+    wanted = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.8, "centered": True, "amsgrad": True}
+    accepted = inspect.signature(row.optimizer).parameters
+    return {key: value for key, value in wanted.items() if key in accepted}
+
+
+def schedule(optimizer):
+    return torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.2, total_iters=6)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1)
+    ).double()
+
+
+def dataset():
+    """24 samples: a vector and its mean."""
+    inputs = torch.randn(24, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.utils.data.TensorDataset(inputs, inputs.mean(1, keepdim=True))
+
+
+def assert_same_bits(model, other):
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert np.array_equal(bits(p), bits(q)), name
+
+
+def assert_close(model, other, rtol=1e-9, atol=1e-12):
+    """Two optimizers with the same formula differ by rounding only, here that of float64."""
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=rtol, atol=atol)
+
+
+def assert_moved(model, start):
+    """Every parameter was trained."""
+    for (name, p), q in zip(model.named_parameters(), start.parameters(), strict=True):
+        assert not torch.equal(p, q), name

@@ -1,0 +1,312 @@
+"""The deliberate faults of ``mutants.py``, and which tests are to find them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# First those that find most faults soonest.
+OF_CUDA = ("bits/test_properties.py", "cuda/test_cuda_emulated.py")
+OF_EVERYTHING = (
+    "torch_compat/test_refusals.py",
+    *OF_CUDA,
+    "bits/test_exact.py",
+    "torch_compat/test_amp.py",
+    "bits/test_layouts.py",
+    "torch_compat/test_torch.py",
+    "torch_compat/test_hooks.py",
+    "torch_compat/test_modes.py",
+    "bits/test_at_iterate.py",
+    "bits/test_values.py",
+    "native/test_attach.py",
+    "bits/test_shared_memory.py",
+    "bits/test_new_states.py",
+    "test_python_code.py",
+)
+OF_THREADS = ("native/test_forks.py",)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: in a file, the one place that says ``old`` says ``new`` instead."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.name}"
+
+    def applied_to(self, text: str) -> str:
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self}: {self.old!r} is there {text.count(self.old)} times")
+        return text.replace(self.old, self.new)
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        if self.file == "csrc/cpu/threads.cpp":
+            return OF_THREADS
+        return OF_CUDA if self.file.startswith("csrc/cuda/") else OF_EVERYTHING
+
+
+def rule(file: str, *faults: tuple[str, str, str]) -> list[Mutant]:
+    return [Mutant(name, file, old, new) for name, old, new in faults]
+
+
+def of_rules(*faults: tuple[str, str, str]) -> list[Mutant]:
+    """Faults of every header of a rule, and of every class, that says ``old``."""
+    paths = [*ROOT.glob("csrc/rules/*.h"), *ROOT.glob("fusedopt/optimizers/*.py")]
+    mutants = []
+    for name, old, new in faults:
+        having = [path for path in paths if old in path.read_text()]
+        if not having:
+            raise ValueError(f"{name}: no rule says {old!r}")
+        files = [str(path.relative_to(ROOT)) for path in having]
+        mutants += [Mutant(f"{name} ({Path(file).name})", file, old, new) for file in files]
+    return mutants
+
+
+MUTANTS = [
+    *rule(
+        "csrc/rules/shared.h",
+        ("maximize ignored", "T(hyper.maximize ? -1.0 : 1.0)", "T(1.0)"),
+        ("no decay", "grad = grad + scalars.weight_decay * param;", ""),
+        ("decay of 0 added", "weight_decay != 0 && !decoupled", "!decoupled"),
+        ("decoupled decay without lr", "1.0 - hyper.lr * hyper.weight_decay", "1.0 - hyper.lr"),
+        ("scale multiplied", "return grad / scale;", "return grad * (T(1) / scale);"),
+    ),
+    *rule(
+        "csrc/rules/math.h",
+        ("maximum drops NaN", "(a > b || a != a) ? a : b", "a > b ? a : b"),
+        ("lerp from one end", "weight < T(0.5) ?", "weight < T(2) ?"),
+        ("power off by one", "for (; exponent > 0;", "for (; exponent > 1;"),
+    ),
+    *of_rules(
+        (
+            "betas swapped",
+            'hyper.beta1 = options.below_one("betas", 0, 2);\n'
+            '    hyper.beta2 = options.below_one("betas", 1, 2);',
+            'hyper.beta2 = options.below_one("betas", 0, 2);\n'
+            '    hyper.beta1 = options.below_one("betas", 1, 2);',
+        ),
+        (
+            "epsilon inside the root",
+            "square_root(second_moment) * s.rsqrt_bias_correction2 + s.eps",
+            "square_root(second_moment + s.eps) * s.rsqrt_bias_correction2",
+        ),
+        ("no first bias correction", "T(hyper.lr / bias_correction1)", "T(hyper.lr)"),
+        ("no second bias correction", "T(1.0 / square_root(bias_correction2))", "T(1.0)"),
+        ("amsgrad without maximum", "maximum(max_exp_avg_sq, exp_avg_sq)", "exp_avg_sq"),
+        (
+            "amsgrad's maximum unused",
+            "second_moment = max_exp_avg_sq;",
+            "second_moment = exp_avg_sq;",
+        ),
+        ("dampening ignored", "T(1.0 - hyper.dampening)", "T(1.0)"),
+        ("first buffer dampened", "is_fresh ? grad :", "false ? grad :"),
+        (
+            "nesterov ignored",
+            "variant == kNesterov || variant == kFreshNesterov",
+            "false",
+        ),
+        ("first buffer times infinity", "hyper.dampening != 0 || may_be_infinite",
+         "hyper.dampening != 0"),
+        ("nesterov's first step", "copies ? kFreshNesterov : kNesterov", "kNesterov"),
+        ("learning rate outside", "velocity - s.lr * grad", "velocity - grad"),
+        ("no lookahead", "param + (s.momentum * velocity - impulse)", "param + velocity"),
+        ("decay one step ahead", "static_cast<double>(step - 1)", "static_cast<double>(step)"),
+        ("not centered", "variance = square_avg - grad_avg * grad_avg;", ""),
+        ("momentum ignored", "(hyper.momentum > 0 ? kMomentum : 0u)", "0u"),
+        ("epsilon in one root only", "square_root(square_avg + s.eps)", "square_root(square_avg)"),
+    ),
+    *rule(
+        "csrc/core/element.h",
+        ("bfloat16 truncated", "(bits + 0x7fff + (bits >> 16 & 1)) >> 16", "bits >> 16"),
+        ("bfloat16 ties away", "bits + 0x7fff + (bits >> 16 & 1)", "bits + 0x8000"),
+        ("bfloat16 without NaN", "(bits & 0x7fffffff) > 0x7f800000", "false"),
+        ("float16 without NaN", "is_nan = magnitude > 0x7f800000;", "is_nan = false;"),
+        ("another NaN of 16 bits", "kNarrowNan = 0x7fff;", "kNarrowNan = 0x7e00;"),
+        ("float16 ties away", "0xfff + (magnitude >> 13 & 1)", "0x1000"),
+        ("float16 without subnormals", "magnitude < 0x38800000 ? subnormal", "false ? subnormal"),
+    ),
+    *rule(
+        "csrc/core/memory_range.cpp",
+        ("shared memory not seen", "ranges_[a].end > ranges_[b].begin", "false"),
+        ("neighbours share memory", "ranges_[a].end > ranges_[b].begin",
+         "ranges_[a].end >= ranges_[b].begin"),
+        ("gradient in a parameter not seen",
+         "return next != by_address_.end() && !begins_behind(*next);", "return false;"),
+        ("a range that has moved", "(hint == 0 || ends_before(by_address_[hint - 1]))", "true"),
+        ("written before it is read", "free.to_write = std::max(free.to_write, round + 1);",
+         "if (access->writes) free.to_write = round + 1;"),
+        ("read before it is written", "if (access->writes) free.to_read = free.to_write;", ""),
+    ),
+    *rule(
+        "csrc/core/memory_range.h",
+        ("last step's ranges", "      ranges_[count_] = range;\n      is_sorted_ = false;",
+         "      ranges_[count_] = range;"),
+    ),
+    *rule(
+        "csrc/core/update_list.cpp",
+        ("shared gradient divided twice", "for (const Touch* earlier : {last, last_dense}) {",
+         "for (const Touch* earlier : {last, last}) {"),
+        ("gaps taken for elements", "(a.range.begin == b.range.begin || (is_dense(a) &&",
+         "(true || (is_dense(a) &&"),
+        ("all in the first round", "round_of_[u] = plan.earliest(accesses, count);",
+         "round_of_[u] = 0;"),
+    ),
+    *rule(
+        "csrc/core/layout.cpp",
+        ("overlapping states accepted", "k != kGrad && may_overlap", "k == kParam && may_overlap"),
+        ("strides not compared", "operand == nullptr || same_strides(param, *operand)", "true"),
+    ),
+    *rule(
+        "csrc/cpu/engine.cpp",
+        ("last element skipped", "list.scalars(update), end - begin)",
+         "list.scalars(update), end - begin - 1)"),
+        ("last part of a thread skipped", "u == end.update ? end.element", "u == end.update ? 0"),
+        ("scale ignored", "!update.direct || list.amp().grad_scale != nullptr", "!update.direct"),
+    ),
+    *rule(
+        "csrc/cpu/staging.cpp",
+        ("every other block skipped",
+         "i += kBlock) {\n    const int64_t n = std::min(kBlock, end - i);\n    for",
+         "i += 2 * kBlock) {\n    const int64_t n = std::min(kBlock, end - i);\n    for"),
+        ("strides ignored", "const int64_t stride = walk.inner_stride(k);",
+         "const int64_t stride = 1;"),
+        ("quotient not stored", "(operand != kGrad || grad_scale != nullptr)", "operand != kGrad"),
+        ("new states not begun", "if (!is_there(k)) fill(", "if (false) fill("),
+    ),
+    *rule(
+        "csrc/cpu/convert.h",
+        ("float16 rounded down", "_mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT",
+         "_mm512_cvtps_ph(wide, _MM_FROUND_TO_ZERO"),
+        ("any NaN of float16", "_mm256_mask_mov_epi16(narrow, is_nan,",
+         "_mm256_mask_mov_epi16(narrow, 0,"),
+    ),
+    *rule(
+        "csrc/cpu/threads.cpp",
+        ("forks not seen", "[] { is_forked = true; }", "[] {}"),
+        ("forks ahead of the import not seen", "is_forked = was_forked_before();",
+         "is_forked = false;"),
+        ("parts without a thread left out",
+         "  for (; part < parts; ++part) run_part(part, work);\n  for (std::thread",
+         "  for (std::thread"),
+        ("forked children on one thread", "} else if (is_forked) {\n    run_on_new_threads(parts",
+         "} else if (is_forked) {\n    for (int part = 0; part < parts; ++part) run_part(part"),
+    ),
+    *rule(
+        "csrc/bindings/amp_tensors.cpp",
+        ("number left elsewhere",
+         "!place || place->type != NumberType::kFloat32 || place->device != device", "!place"),
+    ),
+    *rule(
+        "csrc/bindings/step.cpp",
+        ("skip ignored", "  if (is_skipped_) return;\n  const", "  const"),
+        ("step counted twice", "place.type, count.value)", "place.type, count.value + 1)"),
+        ("states published early", "  const std::exception_ptr failure = run_lists();",
+         "  for (const ParamPlan& plan : memory_.params) {\n"
+         "    if (plan.has_new_states()) state_.publish(plan);\n"
+         "  }\n"
+         "  const std::exception_ptr failure = run_lists();"),
+        ("a failed step counts", "if (count.list->is_done) store_count", "store_count"),
+        ("states of a failed step", "!plan.has_new_states() || !plan.list->is_done",
+         "!plan.has_new_states()"),
+        ("versions of a failed step", "if (is_done(params[p])) count", "count"),
+        ("one count for two", "  if (!overlap) return;\n", "  return;\n"),
+        ("scalars of another parameter", "latest.step != step || latest.list", "latest.list"),
+    ),
+    *rule(
+        "csrc/bindings/excursion.cpp",
+        ("an excursion entered twice", "active = current(optimizer_)) {",
+         "active = current(optimizer_); false) {"),
+        ("a move that fails is not taken back", "    try {\n      leave();", "    try {"),
+        ("values not kept until they are back", "        left.append(entry);\n", ""),
+        ("another excursion left", " && saved.is(active.cast<py::tuple>()[1])", ""),
+        ("interruptions of the way back lost", "  interruption.raise();\n", ""),
+        ("written outside of inference mode", '.attr("_InferenceMode")(true)',
+         '.attr("_InferenceMode")(false)'),
+    ),
+    *rule(
+        "csrc/bindings/torch_library.cpp",
+        ("any device is the CPU", "if (type == cpu_)", "if (true)"),
+        ("release not looked at", "if (!is_tried(torch)) return;", ""),
+        ("failed trial not forgotten", "catch (...) {", "catch (const Release&) {"),
+        ("negation not seen", "return is_neg_(handle_of(tensor));", "return false;"),
+        ("samples not compared", "describe(sample.ptr(), found) && is_same(expected, found)",
+         "(describe(sample.ptr(), found) || is_same(expected, found))"),
+    ),
+    *rule(
+        "csrc/cuda/launch_plan.cpp",
+        ("last chunk skipped", "(beyond_first + chunk - 1) / chunk", "beyond_first / chunk"),
+        ("empty tensor not counted", "entry.numel > 0 || entry.step != nullptr", "entry.numel > 0"),
+        ("a block too few counts", "header_.counting_blocks += chunks;",
+         "header_.counting_blocks += 1;"),
+    ),
+    *rule(
+        "csrc/cuda/block.h",
+        ("tail skipped", "packs_begin + (end - packs_end);", "packs_begin;"),
+        ("head skipped", "s < packs_begin ? s : packs_end + (s - packs_begin)",
+         "packs_end + (s - packs_begin)"),
+        ("a pack beyond the end", "i + all_threads < packs_end;", "i + all_threads <= packs_end;"),
+        ("strides ignored by a block",
+         "if (kind_.dim_count > 0) return update_strided", "if (false) return update_strided"),
+        ("neighbour's tensor", "first = begin <= chunk ?", "first = begin < chunk ?"),
+        ("every block counts", "(table_.header.arrivals) + 1 == table_.header.counting_blocks",
+         "(table_.header.arrivals) + 1 > 0"),
+        ("skip at 1 only", "*table.header.found_inf != 0", "*table.header.found_inf == 1"),
+        ("quotient not stored by a block", "(k != kGrad || is_scaled_)", "k != kGrad"),
+        ("penalty ignored by a block", "if (has_l2_penalty_) {", "if (false) {"),
+        ("states of 16 bits not rounded", "narrow<Element>(states[state])), ...);",
+         "element(kFirstState + state)), ...);"),
+        ("the old step count", "load_count(count, kind_.step_type) + 1;\n    const uint32_t",
+         "load_count(count, kind_.step_type);\n    const uint32_t"),
+    ),
+    *rule(
+        "csrc/bindings/optimizer_state.cpp",
+        ("a new state of any kind", "if (!torch_.is_tensor(tensor)) {\n    throw Refusal("
+         "Refusal::kType, \"new", "if (false) {\n    throw Refusal(Refusal::kType, \"new"),
+    ),
+    *rule(
+        "csrc/bindings/torch_tensors.cpp",
+        ("versions not counted", "if (library_.increment_version(tensor)) continue;", "continue;"),
+    ),
+    *rule(
+        "csrc/bindings/group_walk.cpp",
+        ("versions of states not counted", "if (is_written) memory_.touched",
+         "if (operand == kParam) memory_.touched"),
+    ),
+    *of_rules(
+        ("first buffer of +0", "return -0.0", "return 0.0"),
+        ("sum begins with 0", 'return float(group["initial_accumulator_value"])', "return 0.0"),
+    ),
+    *rule(
+        "fusedopt/optimizers/base.py",
+        ("a step inside a step is seen, too", ") and stepping.optimizer is not self", ")"),
+        ("found infinity left behind", """                if "found_inf" in attributes:
+                    del attributes["found_inf"]
+""", ""),
+    ),
+    *rule(
+        "fusedopt/modes.py",
+        ("derivatives do not see it", "interpreter.key() in _DERIVATIVES", "False"),
+        ("traces do not see it", 'if getattr(mode, "_mode_key", None) is not None', "if False"),
+        ("tangents are lost", "if forward_ad._current_level >= 0:", "if False:"),
+        ("modes do not see it", "if torch._C._len_torch_dispatch_stack() and params", "if False"),
+        ("a step that is over is done again", "    _pending.step = outer", "    pass"),
+    ),
+    *rule(
+        "fusedopt/hooks.py",
+        ("inner steps are seen, too", "if stepping.optimizer is self:", "if False:"),
+        ("a step that raises goes on for ever", "  stepping.optimizer = outer", "  pass"),
+    ),
+    *of_rules(
+        ("a copy at the iterate", "def __getstate__(self)", "def getstate(self)"),
+        ("a step at the iterate", 'return "_excursion" in self.__dict__', "return False"),
+        ("entry not checked first",
+         '        _native.check_step("sgd", groups, {}, self._create_state)\n', ""),
+    ),
+]  # fmt: skip

@@ -1,0 +1,129 @@
+"""The code of the built extension: vectorised loops, no fused multiply-add, one ISA a kernel."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from fusedopt import _native
+from fusedopt.checking.rows import ROWS
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 instructions")
+
+ARITHMETIC = re.compile(r"v?(add|sub|mul|div|sqrt|max)p[sd]$")
+CONVERSION = {
+    "widen_bfloat16_array": re.compile(r"v?(pslld|pmovzxwd|punpck\w+)$"),
+    "narrow_bfloat16_array": re.compile(r"v?(psrld|paddd|pand|pandd|pblendvb|packus\w+)$"),
+    "widen_float16_array": re.compile(r"vcvtph2ps$"),
+    "narrow_float16_array": re.compile(r"vcvtps2ph$"),
+}
+REGISTERS = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
+
+
+@pytest.fixture(scope="module")
+def functions() -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """Instructions of every function of the extension, by address and name."""
+    text = subprocess.run(
+        ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", _native.__file__],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    result = defaultdict(list)
+    key = None
+    for line in text.splitlines():
+        if header := re.match(r"^([0-9a-f]+) <(.*)>:$", line):
+            key = (header[1], header[2])
+        elif key and (instruction := re.match(r"^\s+[0-9a-f]+:\s+(\S+)\s*(.*)$", line)):
+            result[key].append((instruction[1], instruction[2]))
+    return result
+
+
+def widest(instructions) -> str:
+    operands = " ".join(operands for _, operands in instructions)
+    return next((isa for isa in ("avx512", "avx2") if REGISTERS[isa] in operands), "baseline")
+
+
+def named(functions, pattern):
+    """Functions by demangled name, each with one body an instruction set."""
+    bodies = defaultdict(list)
+    for (_, name), instructions in functions.items():
+        if re.search(pattern, name):
+            bodies[name].append(instructions)
+    return bodies
+
+
+def test_every_kernel_is_vectorised_for_every_isa(functions):
+    kernels = named(functions, r"::kernel<")
+    assert len({re.search(r"kernel<fusedopt::(\w+)", name)[1] for name in kernels}) >= len(ROWS) - 1
+    for name, bodies in kernels.items():
+        assert len(bodies) == 3, f"{name}: one body an instruction set"
+        packed = Counter()
+        for body in bodies:
+            register = REGISTERS[widest(body)]
+            packed[register] = sum(
+                bool(ARITHMETIC.match(op)) and register in operands for op, operands in body
+            )
+        for register in REGISTERS.values():
+            # At least the products with the shared scalars and one sum.
+            assert packed[register] >= 3, f"{name}: {packed} packed operations"
+
+
+def test_roots_and_quotients_are_vectorised(functions):
+    """The slow operations, in the widest register, for the rules that have them."""
+    headers = [path.read_text() for path in (ROOT / "csrc" / "rules").glob("*.h")]
+    divides = [text for text in headers if "square_root(" in text and " / " in text]
+    rules = [
+        rule for text in divides for rule in re.findall(r"^struct (\w+) \{", text, re.MULTILINE)
+    ]
+    assert len(rules) >= 4
+    for rule in rules:
+        for name, bodies in named(functions, rf"::kernel<fusedopt::{rule},").items():
+            for body in bodies:
+                register = REGISTERS[widest(body)]
+                wide = {op for op, operands in body if register in operands}
+                assert any(re.match(r"v?sqrtp", op) for op in wide), name
+                assert any(re.match(r"v?divp", op) for op in wide), name
+
+
+@pytest.mark.parametrize("conversion", CONVERSION)
+def test_conversions_are_vectorised(functions, conversion):
+    bodies = next(iter(named(functions, rf"::{conversion}\(").values()))
+    assert len(bodies) == 3
+    for body in bodies:
+        isa = widest(body)
+        if "float16" in conversion and "bfloat16" not in conversion and isa == "baseline":
+            continue  # SSE2 has no conversion of float16
+        assert any(
+            CONVERSION[conversion].match(op) and REGISTERS[isa] in operands for op, operands in body
+        ), f"{conversion}, {isa}"
+
+
+def test_no_fused_multiply_add_and_no_approximation(functions):
+    for (_, name), body in functions.items():
+        for op, _ in body:
+            assert not re.match(r"vf(n?m)(add|sub)", op), name
+            assert not re.match(r"v?(rcp|rsqrt)(14|28)?[ps]s", op), name
+
+
+def test_wide_registers_stay_in_their_kernels(functions):
+    """Code of one instruction set that is linked in for all would crash older CPUs."""
+    for (_, name), body in functions.items():
+        if widest(body) != "baseline":
+            assert re.search(r"::kernel<|(widen|narrow)_b?float16_array|unscale_array", name), name
+
+
+def test_isa_objects_export_only_their_table(functions):
+    symbols = subprocess.run(
+        ["nm", "--demangle", _native.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    tables = re.findall(r" [A-Za-z] fusedopt::cpu::(\w+)::kernel_table$", symbols, re.MULTILINE)
+    assert set(tables) == set(REGISTERS)
+    weak = re.findall(r" [WVu] (fusedopt::.*(?:Adam|Sgd)::update.*)$", symbols, re.MULTILINE)
+    assert not weak
