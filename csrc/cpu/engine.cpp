@@ -30,9 +30,8 @@ void update_range(const KernelTable& isa, const UpdateList& list, const Update& 
     const auto size = static_cast<int64_t>(size_of(operands[k].format));
     addresses[k] = static_cast<char*>(operands[k].data) + begin * size;
   }
-  const size_t variant = update.variant * kUsualFormats.size();
-  isa.kernels[list.rule()][variant + static_cast<size_t>(formats)](addresses, list.scalars(update),
-                                                                   end - begin);
+  const size_t kernel = update.variant * kUsualFormats.size() + static_cast<size_t>(formats);
+  isa.kernels[list.rule()][kernel](addresses, list.scalars(update), end - begin);
 }
 
 // Part `part` of the updates of a round.
