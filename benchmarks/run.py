@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,9 @@ PARTS = {
 GPU_PARTS = {name: PARTS[name] for name in ("tensors", "elements")}
 
 # Optimizers beside the main one, which runs on every workload.
-_MORE = dict.fromkeys(("gpt2-124m", "mlp", "1000x64"), OTHERS_OF_TORCH)
+_MORE = dict.fromkeys(
+    ("gpt2-124m", "mlp", "1000x64", "resnet-50-bfloat16", "resnet-50-float16"), OTHERS_OF_TORCH
+)
 _MORE_GPU = {
     **_MORE,
     "one-256m": tuple(name for name in CONTESTS if name != MAIN),
@@ -96,7 +98,8 @@ def run(
         peers: who is timed beside this package, names of ``PEERS`` or "all"; by default torch's
             for-loop, foreach and fused.
         threads: number of threads of both sides; torch's own number by default.
-        dtype: of parameters, gradients and states.
+        dtype: of parameters, gradients and states. Workloads with a dtype of their own are measured
+            beside those in float32, or where they are named.
         json: file to write, or a folder in which a file named after the machine is written.
         plot: folder in which pictures are written.
         settings: how much is measured, in place of what ``quick`` says.
@@ -106,7 +109,7 @@ def run(
         UnknownNameError: a workload, part, optimizer, peer, dtype or device that there is not, or
             not here.
     """
-    chosen = plan(quick, only, optimizers, device)
+    chosen = plan(quick, only, optimizers, device, dtype)
     settings = settings or settings_for(device, quick)
     conditions = Conditions(settings, known(dtype, DTYPES), device, chosen_peers(peers))
     if plot is not None:
@@ -134,7 +137,13 @@ def run(
     return result
 
 
-def plan(quick: bool, only: Sequence[str], optimizers: Sequence[str], device: str = "cpu") -> Plan:
+def plan(
+    quick: bool,
+    only: Sequence[str],
+    optimizers: Sequence[str],
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Plan:
     """The workloads to run, the optimizers to run on each, and the parts."""
     on_gpu = known_device(device) == "cuda"
     workloads = GPU_WORKLOADS if on_gpu else WORKLOADS
@@ -147,6 +156,8 @@ def plan(quick: bool, only: Sequence[str], optimizers: Sequence[str], device: st
     names = [name for name in only if name in workloads] if only else [*workloads]
     if quick and not only:
         names = [name for name in names if name not in LONG]
+    if dtype != "float32" and not only:
+        names = [name for name in names if workloads[name].dtype is None]
     everything = not (only or optimizers or quick or on_gpu)
     return Plan(
         [(workloads[name], [*optimizers] or [MAIN, *more.get(name, ())]) for name in names],
@@ -183,7 +194,11 @@ def measure_cases(
     """A row for every case, and a line for every one for which there is not the memory."""
     bars.grow(sum(len(names) for _, names in cases))
     rows, skipped = [], []
+    of_the_run = conditions
     for workload, names in cases:
+        conditions = of_the_run
+        if workload.dtype is not None:
+            conditions = replace(of_the_run, dtype=DTYPES[workload.dtype])
         bars.start(f"{workload.name}: creating")
         groups: Groups = []
         copies: list[Groups] = []

@@ -165,8 +165,8 @@ MUTANTS = [
          "(true || (is_dense(a) &&"),
         ("states of several formats", "operand.format != tensors[kFirstState].format",
          "false"),
-        ("all in the first round", "round_of_[u] = plan.earliest(accesses.data(), accesses.size());",
-         "round_of_[u] = 0;"),
+        ("all in the first round",
+         "round_of_[u] = plan.earliest(accesses.data(), accesses.size());", "round_of_[u] = 0;"),
     ),
     *rule(
         "csrc/core/layout.cpp",
@@ -197,7 +197,8 @@ MUTANTS = [
     *rule(
         "csrc/cpu/kernels.cpp",
         ("tail skipped", "if (i == n) return;", "return;"),
-        ("gradient of a tail written", "if (k != kGrad) std::memcpy", "if (k != kParam) std::memcpy"),
+        ("gradient of a tail written", "if (k != kGrad) std::memcpy",
+         "if (k != kParam) std::memcpy"),
         ("states out of place", "std::popcount(kUsed & ((1u << state) - 1))", "state"),
     ),
     *rule(

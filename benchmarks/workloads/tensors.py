@@ -11,10 +11,15 @@ from .shapes import Shape
 
 @dataclass(frozen=True)
 class Workload:
-    """The shapes of the tensors of every parameter group."""
+    """The shapes of the tensors of every parameter group.
+
+    Attributes:
+        dtype: of parameters, gradients and states, if it is not the run's.
+    """
 
     name: str
     groups: list[list[Shape]]
+    dtype: str | None = None
 
     @property
     def tensors(self) -> int:
@@ -34,7 +39,7 @@ def equal_tensors(tensors: int, elements: int, name: str = "") -> Workload:
 
 
 # 3000x3500 is the case for which torch got its multi-tensor optimizers: pytorch issue 3929.
-WORKLOADS = {
+_IN_THE_RUNS_DTYPE = {
     workload.name: workload
     for workload in (
         equal_tensors(1, 64 * 1024 * 1024, "one-64m"),
@@ -53,13 +58,27 @@ WORKLOADS = {
     )
 }
 
+_IN_16_BITS = {
+    f"{name}-{dtype}": Workload(f"{name}-{dtype}", _IN_THE_RUNS_DTYPE[name].groups, dtype)
+    for name in ("one-64m", "gpt2-124m", "resnet-50")
+    for dtype in ("bfloat16", "float16")
+}
+
+WORKLOADS = {**_IN_THE_RUNS_DTYPE, **_IN_16_BITS}
+
 # Those that a quick run leaves out: as large as others, or larger.
-LONG = ("bert-base", "vit-b-16", "llama-1b", "embeddings")
+LONG = (
+    "bert-base",
+    "vit-b-16",
+    "llama-1b",
+    "embeddings",
+    *(name for name in _IN_16_BITS if not name.startswith("resnet-50")),
+)
 
 # A GPU has the memory for a larger tensor, and needs it to be busy for longer than a launch takes.
 GPU_WORKLOADS = {
     "one-256m": equal_tensors(1, 256 * 1024 * 1024, "one-256m"),
-    **{name: workload for name, workload in WORKLOADS.items() if name != "one-64m"},
+    **{name: workload for name, workload in WORKLOADS.items() if not name.startswith("one-64m")},
 }
 
 # How time grows with the number of tensors of 64 and of 3,500 elements, from 1 to 10,000, and with

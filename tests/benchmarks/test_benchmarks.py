@@ -73,6 +73,21 @@ def test_touch_moves_the_parameter_and_as_many_states_as_it_says(states):
     assert all(torch.equal(value, torch.full((1000,), 2.0)) for value in state.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_touch_moves_the_bytes_of_16_bits_and_converts_nothing(dtype, size):
+    """Patterns that a conversion would change, NaN among them, are only added to zeros."""
+    param = torch.zeros(size, dtype=dtype)
+    param.grad = torch.full((size,), 0x7E01, dtype=torch.int16).view(dtype)
+    optimizer = Touch([param], states=2)
+    optimizer.step()
+    even = size // 2 * 2
+    words = param[:even].view(torch.float32)
+    assert torch.equal(words, param.grad[:even].view(torch.float32))
+    states = optimizer.state.values()
+    assert sum(value.nbytes for state in states for value in state.values()) == 2 * 2 * even
+
+
 def test_touch_refuses_a_number_of_states_that_it_does_not_have():
     with pytest.raises(ValueError, match="number of states: 4"):
         Touch([torch.zeros(1)], states=4)
