@@ -61,7 +61,8 @@ def start(optimizer: str, schedule: str, epochs: int, seed: int) -> tuple[digits
     """A network with its optimizer, and the schedule of its learning rate."""
     row = digits.OPTIMIZERS[optimizer]
     model = digits.build_model(seed)
-    training = digits.Training(model, row.optimizer(model.parameters(), lr=row.lr, **row.usual))
+    options = row.usual | digits.lookahead(row)
+    training = digits.Training(model, row.optimizer(model.parameters(), lr=row.lr, **options))
     return training, SCHEDULES[schedule](training.optimizer, epochs)
 
 

@@ -166,13 +166,20 @@ def ready_to_evaluate(optimizer: Optimizer) -> contextlib.AbstractContextManager
     return getattr(optimizer, "at_iterate", contextlib.nullcontext)()
 
 
+def lookahead(row: Row) -> dict[str, Any]:
+    """Nesterov's momentum, where that is an option."""
+    has_choice = "nesterov" in inspect.signature(row.optimizer).parameters
+    return {"nesterov": True} if has_choice else {}
+
+
 def start_trainings(row: Row, seed: int) -> dict[str, Training]:
     """The same network once with our optimizer and once with each setting of torch's."""
-    optimizers = {"fusedopt": (row.optimizer, row.usual)}
+    added = lookahead(row)
+    optimizers = {"fusedopt": (row.optimizer, row.usual | added)}
     twin, options = row.torch_twin
     for setting, option in TORCH_SETTINGS.items():
         if option.keys() <= inspect.signature(twin).parameters.keys():
-            optimizers[setting] = (twin, options | option)
+            optimizers[setting] = (twin, options | option | added)
     trainings = {}
     for name, (optimizer_class, options) in optimizers.items():
         model = build_model(seed)

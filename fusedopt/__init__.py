@@ -39,8 +39,8 @@ else:
 __version__ = _version("fusedopt")
 
 for _row in _ROWS:
-    # Messages and pickles name the package, wherever the file of a class lies. Version 0.1 had the
-    # files in the package itself, and its pickles name them.
+    # Messages and pickles name the package, wherever the file of a class lies. Earlier pickles name
+    # the files, which were in the package itself.
     _row.optimizer.__module__ = __name__
     sys.modules[f"{__name__}.{_row.rule}"] = sys.modules[__name__]
 FusedOptimizer.__module__ = __name__

@@ -32,11 +32,13 @@ BUILD = ROOT / "build" / "sanitize"
 TESTS = [
     "torch_compat/test_amp.py",
     "native/test_attach.py",
+    "native/test_reading.py",
     "native/test_forks.py",
     "bits/test_layouts.py",
     "bits/test_long_runs.py",
     "native/test_processes.py",
     "torch_compat/test_refusals.py",
+    "torch_compat/test_refused_inputs.py",
     "native/test_runtime.py",
 ]
 NOT_THESE = (

@@ -15,19 +15,15 @@ from fusedopt.checking.rows import ROWS
 ROOT = Path(__file__).parent.parent
 RULES = sorted((ROOT / "csrc" / "rules").glob("*.h"))
 
-# Where an optimizer may be named beside the table of rows: in its own files, and in the lists that
-# no program could make: what rules are compiled, and what of other packages is the same.
-LISTS = {"csrc/rules/registry.h", "benchmarks/contestants/others.py"}
-LISTING_DOCUMENTS = ("README.md", "CHANGELOG.md", "benchmarks/README.md", "docs/pictures.md")
+# Where an optimizer may be named: in the files of rules, which say what they have in common, and in
+# lists that no program could make: the rows, the rules that are compiled, other packages' classes.
 OWN_FILES = ("csrc/rules/{}.h", "fusedopt/reference/{}.py", "fusedopt/optimizers/{}.py")
-# Whose subject is one optimizer, for a reason that is said there.
-SUBJECTS = {
+LISTS = {"csrc/rules/registry.h", "benchmarks/contestants/others.py", "fusedopt/checking/rows.py"}
+LISTING_DOCUMENTS = ("README.md", "CHANGELOG.md", "benchmarks/README.md", "docs/pictures.md")
+# Where one is chosen: for most of the benchmark, for what it trains, and for an example.
+CHOICES = {
     "Adam": {"benchmarks/contestants/contests.py"},
     "AdamW": {"benchmarks/contestants/contests.py", "fusedopt/convert.py"},
-    "SGD": {"fusedopt/optimizers/momentum.py", "fusedopt/optimizers/nesterov.py"},
-    "Momentum": {"csrc/rules/nesterov.h", "fusedopt/optimizers/nesterov.py"}
-    | {"fusedopt/optimizers/sgd.py"},
-    "Nesterov": {"fusedopt/optimizers/sgd.py"},
 }
 
 
@@ -40,10 +36,9 @@ def sources() -> dict[str, str]:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_an_optimizer_is_named_in_its_row_and_its_own_files(row):
-    own = {file.format(row.rule) for file in OWN_FILES}
-    allowed = own | LISTS | SUBJECTS.get(row.name, set()) | {"fusedopt/checking/rows.py"}
+    own = {file.format(each.rule) for each in ROWS for file in OWN_FILES}
     found = {path for path, text in sources().items() if re.search(rf"\b{row.name}\b", text)}
-    assert found <= allowed
+    assert found <= own | LISTS | CHOICES.get(row.name, set())
     assert own <= {*sources()}
 
 

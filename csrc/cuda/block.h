@@ -85,7 +85,12 @@ class ElementUpdate {
     }
     update_element<Rule, variant>(param, grad, has_l2_penalty_, scalars_, states[state]...);
     set(kParam, param);
-    (void)((is_used(state) && (set(operand_of(state), states[state]), true)), ...);
+    (set_if<is_used(state)>(set, operand_of(state), states[state]), ...);
+  }
+
+  template <bool is_used, class Set>
+  FUSEDOPT_FN static void set_if(Set set, unsigned operand, T number) {
+    if constexpr (is_used) set(operand, number);
   }
 
   FUSEDOPT_FN static constexpr bool is_used(size_t state) { return kUsedStates >> state & 1; }

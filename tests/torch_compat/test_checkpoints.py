@@ -366,8 +366,8 @@ def test_pickles_name_the_package_and_not_a_file(row):
 
 
 def test_optimizers_pickled_by_an_earlier_version():
-    """Version 0.1.0 had the files of the classes elsewhere, and another number of them."""
-    pickled = Path(__file__).with_name("pickled-by-0.1.0.pkl").read_bytes()
+    """Which had the files of the classes in the package itself, and two classes in one of them."""
+    pickled = Path(__file__).with_name("pickled-earlier.pkl").read_bytes()
     adamw, nesterov = pickle.loads(pickled)
     for optimizer, optimizer_class in ((adamw, fusedopt.AdamW), (nesterov, fusedopt.Nesterov)):
         assert type(optimizer) is optimizer_class
