@@ -23,6 +23,7 @@ OF_EVERYTHING = (
     "bits/test_at_iterate.py",
     "bits/test_values.py",
     "native/test_attach.py",
+    "native/test_plan.py",
     "native/test_reading.py",
     "bits/test_shared_memory.py",
     "bits/test_new_states.py",
@@ -199,7 +200,7 @@ MUTANTS = [
     ),
     *rule(
         "csrc/cpu/kernels.cpp",
-        ("tail skipped", "if (i == n) return;", "return;"),
+        ("elements of a tail skipped", "if (i == n) return;", "return;"),
         ("gradient of a tail written", "if (k != kGrad) std::memcpy",
          "if (k != kParam) std::memcpy"),
         ("states out of place", "std::popcount(kUsed & ((1u << state) - 1))", "state"),
@@ -232,18 +233,25 @@ MUTANTS = [
     *rule(
         "csrc/bindings/step.cpp",
         ("skip ignored", "  if (is_skipped_) return;\n  const", "  const"),
-        ("step counted twice", "place.type, count.value)", "place.type, count.value + 1)"),
-        ("states published early", "  const std::exception_ptr failure = run_lists();",
+        ("states published early", "  const std::exception_ptr failure = [&] {",
          "  for (const ParamPlan& plan : memory_.params) {\n"
          "    if (plan.has_new_states()) state_.publish(plan);\n"
          "  }\n"
-         "  const std::exception_ptr failure = run_lists();"),
-        ("a failed step counts", "if (count.list->is_done) store_count", "store_count"),
+         "  const std::exception_ptr failure = [&] {"),
         ("states of a failed step", "!plan.has_new_states() || !plan.list->is_done",
          "!plan.has_new_states()"),
         ("versions of a failed step", "if (is_done(params[p])) count", "count"),
-        ("one count for two", "  if (!overlap) return;\n", "  return;\n"),
+        ("one count for two", "  if (!shared) return;\n", "  return;\n"),
+    ),
+    *rule(
+        "csrc/core/plan.cpp",
+        ("step counted twice", "place.type, count.value)", "place.type, count.value + 1)"),
+        ("a failed step counts", "if (count.list->is_done) store_count", "store_count"),
         ("scalars of another parameter", "latest.step != step || latest.list", "latest.list"),
+        ("options of another device", "latest_options_.list != &list",
+         "latest_options_.list == nullptr"),
+        ("the CPU before a launch that may fail", "    run(true);\n    run(false);",
+         "    run(false);\n    run(true);"),
     ),
     *rule(
         "csrc/bindings/excursion.cpp",

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <unordered_map>
 
 #include "bindings/engines.h"
 #include "core/ieee_environment.h"
@@ -47,12 +46,8 @@ void Step::gather(PyObject* param_groups) {
     describe_all();
   } while (is_stale_);
   if (is_skipped_) return;
-  for (const auto& list : memory_.lists) {
-    if (!list->is_active) continue;
-    arrange(*list);
-    list->engine->prepare(list->updates, list->execution, list->memory);
-  }
-  check_step_places();
+  check_sharing();
+  memory_.plan.prepare();
   if (memory_.new_states.empty()) return;
   // Room for dictionaries to grow, so that entering states does not fail when they are written.
   constexpr size_t kArena = size_t{2} << 20, kPerParam = 1024;
@@ -67,7 +62,7 @@ void Step::describe_all() {
     add_update(memory_.params[i]);
   }
   memory_.location = {};
-  for (const auto& list : memory_.lists) {
+  for (const auto& list : memory_.plan.lists()) {
     if (list->is_active) finish_list(*list);
   }
   is_skipped_ = host_must_know_ && wants_skip();
@@ -109,7 +104,7 @@ void Step::add_update(ParamPlan& plan) {
     throw Refusal(Refusal::kRuntime,
                   "the gradient has elements that share memory, so it cannot be unscaled in place");
   }
-  DeviceUpdates& list = list_for(tensors[kParam], views[kParam].device);
+  DeviceUpdates& list = list_for(views[kParam].device);
   plan.list = &list;
   if (!list.engine->is_asynchronous() && group_of(plan).capturable) {
     throw Refusal(Refusal::kAssertion,
@@ -158,8 +153,9 @@ void Step::plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& upda
   update.variant =
       static_cast<uint16_t>(plan.is_fresh ? group.hyper->variant(true) : group.variant);
   if (update.variant != group.variant) host_must_know_ = true;
-  update.scalars =
-      update.derives ? options_for(group, list) : scalars_for(group, list, step, update.in_double);
+  update.scalars = update.derives
+                       ? options_for(group, list)
+                       : group.scalars.derived(*group.hyper, list, step, update.in_double);
 }
 
 void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step) {
@@ -193,10 +189,9 @@ void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update,
     step = read_step_count(plan.step, place) + 1;
     // A float32 count would stand still at 2^24. From there on another tensor counts.
     if (step > largest_count(place.type)) replace_with(torch_.in_double(plan.step));
-    memory_.step_counts.push_back({&list, place, step});
+    memory_.plan.count_step(list, place, step);
   }
-  const auto* const begin = static_cast<const char*>(place.data);
-  memory_.step_places.add({begin, begin + size_of(place.type)});
+  memory_.plan.add_step_place(place);
 }
 
 // An engine that the host does not wait for may skip the step, so torch writes what its new states
@@ -212,29 +207,10 @@ void Step::plan_new_states(const ParamPlan& plan, const DeviceUpdates& list) {
   }
 }
 
-// What an earlier step has left for this engine and device, or a new one.
-DeviceUpdates& Step::unused_list(const Engine& engine, const Device& device) {
-  for (const auto& list : memory_.lists) {
-    if (list->engine == &engine && list->execution.device == device) return *list;
-  }
-  return *memory_.lists.emplace_back(std::make_unique<DeviceUpdates>());
-}
-
-DeviceUpdates& Step::list_for(PyObject* param, const Device& device) {
-  for (const auto& list : memory_.lists) {
-    if (list->is_active && list->execution.device == device) return *list;
-  }
-  Engine& engine = engine_for(device);
-  DeviceUpdates& list = unused_list(engine, device);
-  list.engine = &engine;
-  list.execution = {.device = device, .stream = torch_.current_stream(device)};
-  list.updates.clear(rule_.info.index);
-  list.params.clear();
-  list.is_active = true;
-  list.is_done = false;
-  list.execution.is_captured = engine.is_capturing(list.execution);
-  list.example = param;
-  return list;
+DeviceUpdates& Step::list_for(const Device& device) {
+  if (DeviceUpdates* const list = memory_.plan.find(device)) return *list;
+  const Execution execution = {.device = device, .stream = torch_.current_stream(device)};
+  return memory_.plan.begin(engine_for(device), execution, rule_.info.index);
 }
 
 void Step::check_capture(const ParamPlan& plan) const {
@@ -255,8 +231,8 @@ void Step::check_capture(const ParamPlan& plan) const {
 }
 
 void Step::finish_list(DeviceUpdates& list) {
-  const auto [prologue, is_moved] =
-      amp_.on_device(list.execution.device, list.example, memory_.keep);
+  PyObject* const example = memory_.tensors_of(memory_.params[list.params.front()])[kParam];
+  const auto [prologue, is_moved] = amp_.on_device(list.execution.device, example, memory_.keep);
   list.updates.set_prologue(prologue);
   is_stale_ = is_stale_ || is_moved;
   if (list.engine->is_asynchronous()) return;
@@ -271,46 +247,35 @@ bool Step::wants_skip() {
   return is_found;
 }
 
-void Step::arrange(DeviceUpdates& list) {
-  const auto plan_of = [&](uint32_t source) -> const ParamPlan& {
-    return memory_.params[list.params[source]];
-  };
-  const std::optional<Conflict> conflict = list.updates.arrange();
-  std::unordered_map<PyObject*, const ParamPlan*> seen;
-  for (uint32_t source : list.updates.sharing()) {
-    const ParamPlan& plan = plan_of(source);
-    const auto [earlier, is_new] = seen.emplace(plan.param, &plan);
-    if (!is_new) refuse_repetition(plan, *earlier->second);
-  }
-  if (!conflict) return;
-  const ParamPlan& plan = plan_of(conflict->source);
-  const ParamPlan& other = plan_of(conflict->other_source);
-  locate(plan);
-  const std::string name = rule_.info.operand_names[conflict->role];
-  if (conflict->source != conflict->other_source) {
-    throw Refusal(Refusal::kRuntime, name + " shares memory with that of " + name_of(other) +
-                                         ", so it cannot be unscaled in place");
-  }
-  throw Refusal(Refusal::kRuntime, name + " shares memory with " +
-                                       rule_.info.operand_names[conflict->other_role] +
-                                       "; clone it first");
-}
-
-void Step::refuse_repetition(const ParamPlan& plan, const ParamPlan& earlier) {
-  locate(plan);
-  throw Refusal(Refusal::kValue, "is also " + name_of(earlier));
-}
-
-void Step::check_step_places() {
-  const auto overlap = memory_.step_places.find_overlap();
-  if (!overlap) return;
-  // Every parameter of a rule that counts steps has one.
-  const ParamPlan& plan = memory_.params[overlap->second];
-  const ParamPlan& other = memory_.params[overlap->first];
-  if (plan.param == other.param) refuse_repetition(plan, other);
-  locate(plan);
-  throw Refusal(Refusal::kValue, "state 'step' shares memory with that of " + name_of(other) +
+// What shares memory is put into an order, or refused.
+void Step::check_sharing() {
+  const auto identity = [&](uint32_t param) { return memory_.params[param].param; };
+  if (const auto conflict = memory_.plan.arrange(identity)) refuse(*conflict);
+  const auto shared = memory_.plan.shared_step_places();
+  if (!shared) return;
+  // Every parameter of a rule that counts steps has one place.
+  const auto [earlier, later] = *shared;
+  if (identity(earlier) == identity(later)) refuse({PlanConflict::kRepeated, later, earlier});
+  locate(memory_.params[later]);
+  throw Refusal(Refusal::kValue, "state 'step' shares memory with that of " +
+                                     name_of(memory_.params[earlier]) +
                                      ": each parameter needs a count of its own; clone it first");
+}
+
+void Step::refuse(const PlanConflict& conflict) {
+  const std::string other = name_of(memory_.params[conflict.other]);
+  const std::string operand = rule_.info.operand_names[conflict.role];
+  locate(memory_.params[conflict.param]);
+  switch (conflict.kind) {
+    case PlanConflict::kRepeated: throw Refusal(Refusal::kValue, "is also " + other);
+    case PlanConflict::kScaled:
+      throw Refusal(Refusal::kRuntime, operand + " shares memory with that of " + other +
+                                           ", so it cannot be unscaled in place");
+    default:
+      throw Refusal(Refusal::kRuntime, operand + " shares memory with " +
+                                           rule_.info.operand_names[conflict.other_role] +
+                                           "; clone it first");
+  }
 }
 
 NumberPlace Step::find_step_count(PyObject* tensor) const {
@@ -334,62 +299,30 @@ int64_t Step::read_step_count(PyObject* tensor, const NumberPlace& place) const 
   return load_count(place.data, place.type);
 }
 
-uint32_t Step::scalars_for(GroupPlan& group, DeviceUpdates& list, int64_t step, bool in_double) {
-  auto& latest = group.latest_scalars[in_double];
-  if (latest.step != step || latest.list != &list) {
-    latest = {&list, step, group.hyper->add_scalars(list.updates, step, in_double)};
-  }
-  return latest.position;
-}
-
 uint32_t Step::options_for(GroupPlan& group, DeviceUpdates& list) {
-  if (group.latest_options.list == &list) return group.latest_options.position;
+  if (const auto position = group.scalars.options_in(list)) return *position;
   std::vector<OptionValue> values;
   for (size_t i = 0; i < group.option_count; ++i) {
     const GroupOption& option = memory_.options[group.first_option + i];
     values.push_back(option.value);
     if (option.tensor != nullptr) values.back().source = torch_.address_of(option.tensor);
   }
-  group.latest_options = {&list, 0, list.updates.add(std::span<const OptionValue>(values))};
-  return group.latest_options.position;
+  return group.scalars.add_options(values, list);
 }
 
 void Step::run() {
   if (is_skipped_) return;
-  const std::exception_ptr failure = run_lists();
+  const std::exception_ptr failure = [&] {
+    const ReleasedGil release;
+    return memory_.plan.run();
+  }();
   for_publishing_.release();
   Interruption interruption;
-  count_steps();
+  memory_.plan.count_steps();
   publish_states(interruption);
   count_versions(interruption);
   if (failure) std::rethrow_exception(failure);
   interruption.raise();
-}
-
-std::exception_ptr Step::run_lists() {
-  const ReleasedGil release;
-  try {
-    // A launch may fail. The CPU cannot, so it comes last.
-    run_lists(true);
-    run_lists(false);
-  } catch (...) {
-    return std::current_exception();
-  }
-  return nullptr;
-}
-
-void Step::run_lists(bool asynchronous) {
-  for (const auto& list : memory_.lists) {
-    if (!list->is_active || list->engine->is_asynchronous() != asynchronous) continue;
-    list->engine->run(list->updates, list->execution, list->memory.get());
-    list->is_done = true;
-  }
-}
-
-void Step::count_steps() {
-  for (const StepCount& count : memory_.step_counts) {
-    if (count.list->is_done) store_count(count.place.data, count.place.type, count.value);
-  }
 }
 
 void Step::publish_states(Interruption& interruption) {

@@ -32,26 +32,20 @@ class Step {
   void plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step);
   void plan_new_states(const ParamPlan& plan, const DeviceUpdates& list);
   void finish_list(DeviceUpdates& list);
-  void arrange(DeviceUpdates& list);
-  [[noreturn]] void refuse_repetition(const ParamPlan& plan, const ParamPlan& earlier);
-  void check_step_places();
+  void check_sharing();
+  [[noreturn]] void refuse(const PlanConflict& conflict);
   bool wants_skip();
 
-  DeviceUpdates& unused_list(const Engine& engine, const Device& device);
-  DeviceUpdates& list_for(PyObject* param, const Device& device);
+  DeviceUpdates& list_for(const Device& device);
   void check_capture(const ParamPlan& plan) const;
   NumberPlace find_step_count(PyObject* tensor) const;
   int64_t read_step_count(PyObject* tensor, const NumberPlace& place) const;
-  uint32_t scalars_for(GroupPlan& group, DeviceUpdates& list, int64_t step, bool in_double);
   uint32_t options_for(GroupPlan& group, DeviceUpdates& list);
   GroupPlan& group_of(const ParamPlan& plan) {
     return memory_.groups[static_cast<size_t>(plan.group_index)];
   }
   void locate(const ParamPlan& plan) { memory_.location = {plan.group_index, plan.param_index}; }
 
-  std::exception_ptr run_lists();
-  void run_lists(bool asynchronous);
-  void count_steps();
   void publish_states(Interruption& interruption);
   void count_versions(Interruption& interruption);
 

@@ -7,8 +7,7 @@
 
 #include "bindings/group_options.h"
 #include "bindings/torch_tensors.h"
-#include "core/engine.h"
-#include "core/rule_info.h"
+#include "core/plan.h"
 
 namespace fusedopt {
 
@@ -20,26 +19,8 @@ struct BoundRule {
   std::vector<PyObject*> state_names;
 };
 
-// The updates of the parameters on one device.
-struct DeviceUpdates {
-  Engine* engine = nullptr;
-  Execution execution;
-  UpdateList updates;
-  std::unique_ptr<EngineMemory> memory;
-  std::vector<uint32_t> params;  // of each update, by its source: position in StepMemory::params
-  bool is_active = false;        // in this step
-  bool is_done = false;          // its engine has run
-  PyObject* example = nullptr;   // a parameter that is there
-};
-
 // A parameter group, as one step reads it.
 struct GroupPlan {
-  struct LatestScalars {
-    const DeviceUpdates* list = nullptr;
-    int64_t step = -1;
-    uint32_t position = 0;
-  };
-
   PyObject* group = nullptr;
   std::unique_ptr<Hyperparameters> hyper;
   unsigned variant = 0;
@@ -49,8 +30,7 @@ struct GroupPlan {
   bool capturable = false;
   bool has_left_options = false;  // options that only a device knows
   size_t first_option = 0, option_count = 0;
-  LatestScalars latest_scalars[2];  // by in_double: most parameters of a group share them
-  LatestScalars latest_options;
+  GroupScalars scalars;
 };
 
 // The tensors of one parameter that has a gradient.
@@ -78,20 +58,13 @@ struct Unresolved {
   int operand;     // among those of its update, or kStep
 };
 
-struct StepCount {
-  const DeviceUpdates* list;
-  NumberPlace place;
-  int64_t value;
-};
-
 // Where in the parameter groups a step is, for errors.
 struct Location {
   Py_ssize_t group = -1, param = -1;
 };
 
 struct StepMemory {
-  std::vector<std::unique_ptr<DeviceUpdates>> lists;  // nearly always one
-  RangeSet step_places;                               // of all step counts
+  StepPlan plan;
   KeepAlive keep;
   Location location;
   std::vector<GroupPlan> groups;
@@ -104,7 +77,6 @@ struct StepMemory {
   std::vector<PyObject*> new_states;       // a dict for each parameter that gets some in this step
   std::vector<Unresolved> unresolved;
   std::vector<PyObject*> touched;  // tensors whose versions the step counts up
-  std::vector<StepCount> step_counts;
 
   void clear() {
     keep.clear();
@@ -133,13 +105,8 @@ struct StepMemory {
 
   // Leaves what has been collected, so that it can be described anew.
   void forget_descriptions() {
-    for (const auto& list : lists) list->is_active = false;
-    for (GroupPlan& group : groups) {
-      for (auto& latest : group.latest_scalars) latest = {};
-      group.latest_options = {};
-    }
-    step_places.clear();
-    step_counts.clear();
+    plan.clear();
+    for (GroupPlan& group : groups) group.scalars = {};
   }
 };
 

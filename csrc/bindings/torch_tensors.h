@@ -10,17 +10,9 @@
 
 #include "bindings/python.h"
 #include "bindings/torch_library.h"
-#include "core/layout.h"
-#include "core/number.h"
+#include "core/plan.h"
 
 namespace fusedopt {
-
-// A number in the memory of some device.
-struct NumberPlace {
-  void* data;
-  NumberType type;
-  Device device;
-};
 
 class TorchTensors {
  public:

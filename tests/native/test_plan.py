@@ -1,0 +1,39 @@
+"""The plan of a step (``csrc/core/plan.h``), tried without Python, torch and a real engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+TWO_DEVICES = [
+    "no conflict",
+    "host prepares 2 updates in 1 rounds",
+    "gpu prepares 1 updates in 1 rounds",
+    "counts 1 1",  # nothing is counted before the engines have run
+    "gpu runs 1 updates",  # first, because a launch may fail
+]
+
+
+def test_the_plan_of_a_step(tmp_path):
+    program = tmp_path / "plan_run"
+    command = [os.environ.get("CXX", "g++"), "-std=c++20", "-Wall", "-Werror", f"-I{ROOT / 'csrc'}",
+               str(ROOT / "tests" / "native" / "plan_run.cpp"),
+               *map(str, (ROOT / "csrc" / "core").glob("*.cpp")), "-o", str(program)]  # fmt: skip
+    subprocess.run(command, check=True)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines() == [
+        *TWO_DEVICES, "host runs 2 updates", "done, counts 2 2",
+        *TWO_DEVICES, "failed, counts 1 1",
+        "no conflict", "1 rounds",
+        "no conflict", "2 rounds",  # overlapping parameters, one after the other
+        "repeated: parameters 1 and 0", "2 rounds",
+        "operands: parameters 1 and 1",
+        "no conflict", "1 rounds",  # one gradient of two parameters is read twice
+        "scaled: parameters 1 and 0",  # and may not be divided twice
+        "shared 1, own 1",
+        "counts share memory 0",
+        "counts 0 and 2 share memory",
+    ]  # fmt: skip
