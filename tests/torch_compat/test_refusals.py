@@ -103,8 +103,6 @@ REFUSALS = {
                         f"{HERE}.*gradient is sparse"),
     "gradient of another shape": (spoil_data_below_grad(lambda p: torch.ones(5, 4)), RuntimeError,
                                   f"{HERE}.*gradient has shape"),
-    "gradient of integers": (spoil_data_below_grad(lambda p: p.int()), RuntimeError,
-                             f"{HERE}.*gradient has an unsupported dtype"),
     "overlapping parameter": (spoil_data(lambda p: torch.ones(1).expand(p.shape)), RuntimeError,
                               f"{HERE}.*share memory"),
     "complex parameter": (spoil_data(lambda p: p.to(torch.cfloat)), RuntimeError,
