@@ -60,7 +60,10 @@ class Layout(Record):
 
 @dataclass(frozen=True, repr=False)
 class Tensor(Record):
-    """A parameter, and how it, its gradient and its states lie in memory."""
+    """A parameter, and how it, its gradient and its states lie in memory.
+
+    Gradient and states have its dtype, or their own; states, once there are any.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -68,6 +71,8 @@ class Tensor(Record):
     grad: Layout = Layout()
     states: tuple[Layout, ...] = (Layout(),)
     is_extreme: bool = False  # its first values are those of a gradient of every kind
+    grad_dtype: torch.dtype | None = None
+    state_dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -187,19 +192,24 @@ def shapes(draw: st.DrawFn) -> tuple[int, ...]:
     )
 
 
+other_dtypes = st.sampled_from([None, None, *DTYPES])
+
+
 @st.composite
 def tensors(draw: st.DrawFn) -> Tensor:
     """A tensor whose operands all lie alike, or each in its own way."""
     shape, dtype = draw(shapes()), draw(st.sampled_from(DTYPES))
+    others = (draw(other_dtypes), draw(other_dtypes))
     is_extreme = draw(flags)
     kind = draw(st.sampled_from(["alike", "dense", "any"]))
     if kind == "alike":
         layout = draw(layouts)
-        return Tensor(shape, dtype, layout, layout, (layout,), is_extreme)
+        return Tensor(shape, dtype, layout, layout, (layout,), is_extreme, *others)
     of_operand = dense if kind == "dense" else layouts
     of_grad = dense if kind == "dense" else grad_layouts
     of_states = st.lists(of_operand, min_size=1, max_size=3).map(tuple)
-    return Tensor(shape, dtype, draw(of_operand), draw(of_grad), draw(of_states), is_extreme)
+    lie = draw(of_operand), draw(of_grad), draw(of_states)
+    return Tensor(shape, dtype, *lie, is_extreme, *others)
 
 
 def groups_of(rule: str) -> st.SearchStrategy[Group]:

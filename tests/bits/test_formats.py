@@ -14,15 +14,10 @@ from emulation import emulation
 from fusedopt import _native, reference
 from fusedopt.checking.cases import CASES, DTYPES
 from fusedopt.checking.verify import count_mismatches, gradients, isa, threads
+from helpers import ROUNDINGS
 
 # Around the lanes and blocks of a kernel.
 SIZES = (1, 15, 33, 257, 1030)
-ROUNDINGS = {
-    torch.float32: reference.round_float32,
-    torch.float64: lambda x: x,
-    torch.bfloat16: reference.round_bfloat16,
-    torch.float16: reference.round_float16,
-}
 # Of parameter, gradient and states.
 MIXES = [mix for mix in itertools.product(DTYPES, repeat=3) if len(set(mix)) > 1]
 ENGINES = [*_native.available_isas(), "cuda, emulated"]

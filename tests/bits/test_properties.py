@@ -15,17 +15,9 @@ from hypothesis import example, given
 
 from emulation import emulation
 from fusedopt import reference
-from fusedopt.checking.cases import Case
-from fusedopt.checking.rows import ROWS
-from fusedopt.checking.verify import (
-    count_mismatches,
-    gradients,
-    isa,
-    reference_rule,
-    threads,
-    to_array,
-)
-from helpers import Guarded, scaled_step
+from fusedopt.checking.rows import ROWS, Row
+from fusedopt.checking.verify import count_mismatches, gradients, isa, threads
+from helpers import ROUNDINGS, Guarded, scaled_step
 from scenarios import (
     Cpu,
     Group,
@@ -60,19 +52,33 @@ def place(values: torch.Tensor, layout: Layout, guards: list[Guarded]) -> torch.
     return view
 
 
+def to_doubles(tensor: torch.Tensor) -> np.ndarray:
+    """The numbers of a tensor, which a double holds whatever its dtype is."""
+    return tensor.detach().double().numpy().copy()
+
+
+def as_numbers(states: dict, number: type) -> dict:
+    """A state's arrays in another type."""
+    return {name: v if name == "step" else v.astype(number) for name, v in states.items()}
+
+
 class TrackedParameter:
     """A parameter, what it should be, and the guards around all that belongs to it."""
 
-    def __init__(self, tensor: Tensor, generator: np.random.Generator, case: Case):
+    def __init__(self, tensor: Tensor, generator: np.random.Generator, row: Row):
         self.tensor = tensor
+        self.grad_dtype = tensor.grad_dtype or tensor.dtype
+        self.state_dtype = tensor.dtype  # of those that there are
         self.generator = generator
+        self.reference = row.reference
         self.guards: list[Guarded] = []
         values = torch.from_numpy(generator.standard_normal(tensor.shape)).to(tensor.dtype)
         if tensor.is_extreme:
             values = gradients(values.numel(), tensor.dtype, generator).view(tensor.shape)
         self.param = torch.nn.Parameter(place(values, tensor.param, self.guards))
-        self.rule = reference_rule(case, tensor.dtype)
-        self.expected = (to_array(self.param), {})
+        if hasattr(self.param, "grad_dtype"):
+            self.param.grad_dtype = None
+        self.expected = (to_doubles(self.param), {})
         self.grad_guard: Guarded | None = None
         self.has_placed_states = False
 
@@ -81,42 +87,54 @@ class TrackedParameter:
         layout = self.tensor.grad
         if is_scaled:
             layout = Layout(layout.rotation, layout.step, layout.gap, layout.offset)
-        values = gradients(self.param.numel(), self.tensor.dtype, self.generator)
+        values = gradients(self.param.numel(), self.grad_dtype, self.generator)
         grad_guards: list[Guarded] = []
         self.param.grad = place(values.view(self.tensor.shape), layout, grad_guards)
         (self.grad_guard,) = grad_guards
-        self.expected_grad = to_array(self.param.grad)
+        self.expected_grad = to_doubles(self.param.grad)
 
     def advance(self, step: Step, options: dict) -> None:
         """Does with the reference what the step is to do."""
         scale, found_inf = step.scaler or (None, 0.0)
         if found_inf != 0:
             return
-        grad = self.expected_grad
+        value, states = self.expected
+        dtypes = [self.tensor.dtype, self.grad_dtype]
+        if self.has_placed_states:
+            dtypes.append(self.state_dtype)
+        number = np.float64 if torch.float64 in dtypes else np.float32
+        grad = self.expected_grad.astype(number)
         if scale is not None:
-            grad = reference.unscale(grad, scale)
-            self.expected_grad = to_array(torch.from_numpy(np.asarray(grad)).to(self.tensor.dtype))
-        self.expected = self.rule(self.expected[0], grad, self.expected[1], **options)
+            grad = np.asarray(reference.unscale(grad, scale))
+            self.expected_grad = ROUNDINGS[self.grad_dtype](grad).astype(np.float64)
+        rule = reference.in_formats(
+            self.reference, ROUNDINGS[self.tensor.dtype], ROUNDINGS[self.state_dtype]
+        )
+        value, states = rule(value.astype(number), grad, as_numbers(states, number), **options)
+        self.expected = (value.astype(np.float64), as_numbers(states, np.float64))
 
     def place_states(self, states: dict[str, torch.Tensor]) -> None:
-        """Moves new states to where the run wants them."""
+        """Moves new states to where the run wants them, and stores them as it wants them."""
         names = [name for name in states if name != "step"]
         if self.has_placed_states or not names:
             return
+        self.state_dtype = self.tensor.state_dtype or self.state_dtype
         for n, name in enumerate(names):
             layout = self.tensor.states[n % len(self.tensor.states)]
-            states[name] = place(states[name], layout, self.guards)
+            stored = states[name].to(self.state_dtype)
+            states[name] = place(stored, layout, self.guards)
+            self.expected[1][name] = to_doubles(stored)
         self.has_placed_states = True
 
     def assert_as_expected(self, states: dict[str, torch.Tensor]) -> None:
-        assert count_mismatches(to_array(self.param), self.expected[0]) == 0
+        assert count_mismatches(to_doubles(self.param), self.expected[0]) == 0
         if self.param.grad is not None:
-            assert count_mismatches(to_array(self.param.grad), self.expected_grad) == 0
+            assert count_mismatches(to_doubles(self.param.grad), self.expected_grad) == 0
         for name, value in self.expected[1].items():
             if name == "step":
                 assert states[name].item() == value
             else:
-                assert count_mismatches(to_array(states[name]), value) == 0, name
+                assert count_mismatches(to_doubles(states[name]), value) == 0, name
         for guarded in (*self.guards, self.grad_guard):
             if guarded is not None:
                 guarded.assert_untouched()
@@ -129,11 +147,10 @@ class Run:
         self.row = ROW[scenario.rule]
         self.scenario = scenario
         generator = np.random.default_rng(len(scenario.groups))
-        case = Case(self.row, {})
         self.parameters = []
         groups = []
         for group in scenario.groups:
-            tracked = [TrackedParameter(tensor, generator, case) for tensor in group.tensors]
+            tracked = [TrackedParameter(tensor, generator, self.row) for tensor in group.tensors]
             self.parameters += tracked
             groups.append({"params": [t.param for t in tracked], **as_tensors(group)})
         self.optimizer = self.row.optimizer(groups, **self.constructor_options())
