@@ -50,6 +50,17 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().view(kind).numpy()
 
 
+def run_native(source: str, folder: Path) -> list[str]:
+    """What a program of ``tests/native`` prints, built with ``csrc/core`` and nothing else."""
+    root = Path(__file__).parent.parent
+    program = folder / Path(source).stem
+    sources = [root / "tests" / "native" / source, *(root / "csrc" / "core").glob("*.cpp")]
+    flags = ["-std=c++20", "-Wall", "-Werror", f"-I{root / 'csrc'}"]
+    compiler = os.environ.get("CXX", "g++")
+    subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
+    return subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
+
+
 def run_python(code, timeout=120, **environment):
     """Runs code in another process, which has to end well."""
     result = subprocess.run(

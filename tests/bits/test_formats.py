@@ -81,8 +81,15 @@ class Trajectory:
         return sum(count_mismatches(to_array(t, self.arithmetic), a) for t, a in pairs)
 
 
-@pytest.mark.parametrize("mix", MIXES, ids=name_of)
-@pytest.mark.parametrize("engine", ENGINES)
+# All on the fastest instruction set and on the CUDA kernels' body; a few on the others, in which
+# only the conversions differ.
+RUNS = [(engine, mix) for engine in ENGINES[-2:] for mix in MIXES]
+RUNS += [(engine, mix) for engine in ENGINES[:-2] for mix in MIXES[::7]]
+
+
+@pytest.mark.parametrize(
+    ("engine", "mix"), RUNS, ids=lambda v: v if isinstance(v, str) else name_of(v)
+)
 def test_mixed_formats(engine, mix):
     generator = np.random.default_rng(0)
     with emulation() if "emulated" in engine else isa(engine), threads(2):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
+from helpers import run_native
 
 TWO_DEVICES = [
     "no conflict",
@@ -18,13 +14,7 @@ TWO_DEVICES = [
 
 
 def test_the_plan_of_a_step(tmp_path):
-    program = tmp_path / "plan_run"
-    command = [os.environ.get("CXX", "g++"), "-std=c++20", "-Wall", "-Werror", f"-I{ROOT / 'csrc'}",
-               str(ROOT / "tests" / "native" / "plan_run.cpp"),
-               *map(str, (ROOT / "csrc" / "core").glob("*.cpp")), "-o", str(program)]  # fmt: skip
-    subprocess.run(command, check=True)
-    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
-    assert printed.splitlines() == [
+    assert run_native("plan_run.cpp", tmp_path) == [
         *TWO_DEVICES, "host runs 2 updates", "done, counts 2 2",
         *TWO_DEVICES, "failed, counts 1 1",
         "no conflict", "1 rounds",

@@ -115,7 +115,7 @@ def outcome(optimizer, params, options):
     return None
 
 
-@pytest.mark.parametrize("params", [3, None, object()], ids=str)
+@pytest.mark.parametrize("params", [3, None, object()], ids=["a number", "None", "an object"])
 def test_params_that_cannot_be_iterated_over_are_refused(params):
     optimizer = fusedopt.SGD([torch.nn.Parameter(torch.ones(2))])
     optimizer.param_groups[0]["params"] = params
