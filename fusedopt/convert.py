@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from fusedopt.checking.rows import ROWS
+from fusedopt.checking.rows import DTYPES, ROWS
 from fusedopt.optimizers.base import FusedOptimizer, check_group
 
 if TYPE_CHECKING:
@@ -80,9 +80,6 @@ def from_torch(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
     return cast("FusedOptimizer", optimizer)
 
 
-_STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
 def _check_params(optimizer: torch.optim.Optimizer, group: dict[str, Any], index: int) -> None:
     for position, param in enumerate(group["params"]):
         where = f"parameter group {index}, parameter {position}"
@@ -91,7 +88,7 @@ def _check_params(optimizer: torch.optim.Optimizer, group: dict[str, Any], index
         if param.is_neg():
             raise ValueError(f"{where}: is a negated view of its memory")
         for name, value in optimizer.state.get(param, {}).items():
-            if name != "step" and torch.is_tensor(value) and value.dtype not in _STATE_DTYPES:
+            if name != "step" and torch.is_tensor(value) and value.dtype not in DTYPES:
                 raise ValueError(f"{where}: {name} has dtype {value.dtype}, which no kernel reads")
 
 

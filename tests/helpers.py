@@ -11,17 +11,9 @@ import numpy as np
 import torch
 
 import fusedopt
-from fusedopt import _native, reference
+from fusedopt import _native
 
 ISAS = _native.available_isas()
-
-# What is stored of an array of numbers, by the dtype that it is stored in.
-ROUNDINGS = {
-    torch.float32: reference.round_float32,
-    torch.float64: lambda x: x,
-    torch.bfloat16: reference.round_bfloat16,
-    torch.float16: reference.round_float16,
-}
 
 
 class Guarded:

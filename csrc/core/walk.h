@@ -1,11 +1,9 @@
 // The dimensions of a walk over all operands of an update at once, outermost first.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <vector>
 
 namespace fusedopt {
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from fusedopt.checking.rows import DTYPES as DTYPES
 from fusedopt.checking.rows import ROWS
 
 if TYPE_CHECKING:
@@ -26,5 +25,3 @@ class Case:
 
 
 CASES: tuple[Case, ...] = tuple(Case(row, options) for row in ROWS for options in row.options)
-
-DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from fusedopt.optimizers.base import FusedOptimizer
     from fusedopt.reference import Rule
 
+# In which parameters, gradients and states may be.
+DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 DECAY = {"weight_decay": 0.1}
 MAXIMIZE = {"maximize": True}
 

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 SIZES = (0, 1, 2, 15, 16, 17, 63, 64, 65, 511, 512, 513, 1025, 4099, 50021)
 STEPS = 50
 
-_ROUNDINGS: dict[torch.dtype, Callable[[Array], Array]] = {
+# What is stored of an array of numbers, by the dtype that it is stored in.
+ROUNDINGS: dict[torch.dtype, Callable[[Array], Array]] = {
+    torch.float32: reference.round_float32,
+    torch.float64: lambda x: x,
     torch.bfloat16: reference.round_bfloat16,
     torch.float16: reference.round_float16,
 }
@@ -75,7 +78,7 @@ def threads(count: int) -> Iterator[None]:
 def reference_rule(case: Case, dtype: torch.dtype) -> Rule:
     """The reference function of a case, rounding as parameters of ``dtype`` are stored."""
     rule = case.row.reference
-    return reference.in_16_bits(rule, _ROUNDINGS[dtype]) if dtype in _ROUNDINGS else rule
+    return reference.in_formats(rule, ROUNDINGS[dtype], ROUNDINGS[dtype])
 
 
 def to_array(tensor: torch.Tensor) -> Array:

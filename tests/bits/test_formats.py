@@ -13,8 +13,7 @@ import fusedopt
 from emulation import emulation
 from fusedopt import _native, reference
 from fusedopt.checking.cases import CASES, DTYPES
-from fusedopt.checking.verify import count_mismatches, gradients, isa, threads
-from helpers import ROUNDINGS
+from fusedopt.checking.verify import ROUNDINGS, count_mismatches, gradients, isa, threads
 
 # Around the lanes and blocks of a kernel.
 SIZES = (1, 15, 33, 257, 1030)

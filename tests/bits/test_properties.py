@@ -16,8 +16,8 @@ from hypothesis import example, given
 from emulation import emulation
 from fusedopt import reference
 from fusedopt.checking.rows import ROWS, Row
-from fusedopt.checking.verify import count_mismatches, gradients, isa, threads
-from helpers import ROUNDINGS, Guarded, scaled_step
+from fusedopt.checking.verify import ROUNDINGS, count_mismatches, gradients, isa, threads
+from helpers import Guarded, scaled_step
 from scenarios import (
     Cpu,
     Group,
