@@ -62,13 +62,10 @@ target_compile_options(
 pybind11_add_module(
   _cuda MODULE NO_EXTRAS
   csrc/bindings/cuda_module.cpp
-  csrc/core/layout.cpp
-  csrc/core/memory_range.cpp
-  csrc/core/update_list.cpp
   csrc/cuda/engine.cpp
   csrc/cuda/launch_memory.cpp
   csrc/cuda/launch_plan.cpp
   $<TARGET_OBJECTS:fusedopt_cuda_kernels>)
-target_link_libraries(_cuda PRIVATE fusedopt_flags CUDA::cudart_static)
+target_link_libraries(_cuda PRIVATE fusedopt_core CUDA::cudart_static)
 target_compile_definitions(_cuda PRIVATE FUSEDOPT_CUDA_ARCHITECTURES="${cuda_architectures}")
 install(TARGETS _cuda LIBRARY DESTINATION fusedopt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -24,6 +25,12 @@ settings.register_profile(
 # For tests/mutants.py, which asks whether a fault is found, not for the least example.
 settings.register_profile("mutants", settings.get_profile("short"), phases=FINDING)
 settings.load_profile("long" if EXAMPLES else "short")
+
+
+def pytest_collection_finish():
+    """What has been imported stays: collections that tests ask for need not walk through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=ISAS)

@@ -11,27 +11,24 @@ namespace fusedopt {
 namespace cpu {
 namespace {
 
-// The place among the usual formats of those of an update, or none.
-constexpr int kNotUsual = -1;
-int usual_formats(const UpdateList& list, const Update& update) {
-  if (!update.is_plain || list.prologue().grad_scale != nullptr) return kNotUsual;
-  const auto* const found = std::find(kUsualFormats.begin(), kUsualFormats.end(), update.formats);
-  return found == kUsualFormats.end() ? kNotUsual : static_cast<int>(found - kUsualFormats.begin());
+// What updates the operands where they lie, or null for what goes through blocks.
+Kernel direct_kernel(const KernelTable& isa, const UpdateList& list, const Update& update) {
+  if (!update.is_plain || list.prologue().grad_scale != nullptr) return nullptr;
+  return isa.find_kernel(list.rule(), update.variant, update.formats);
 }
 
 void update_range(const KernelTable& isa, const UpdateList& list, const Update& update,
                   int64_t begin, int64_t end, BlockBuffer* buffers) {
   if (begin == end) return;
-  const int formats = usual_formats(list, update);
-  if (formats == kNotUsual) return update_in_blocks(isa, list, update, begin, end, buffers);
+  const Kernel kernel = direct_kernel(isa, list, update);
+  if (kernel == nullptr) return update_in_blocks(isa, list, update, begin, end, buffers);
   void* addresses[kMostOperands];
   const auto operands = list.operands(update);
   for (size_t k = 0; k < operands.size(); ++k) {
     const auto size = static_cast<int64_t>(size_of(operands[k].format));
     addresses[k] = static_cast<char*>(operands[k].data) + begin * size;
   }
-  const size_t kernel = update.variant * kUsualFormats.size() + static_cast<size_t>(formats);
-  isa.kernels[list.rule()][kernel](addresses, list.scalars(update), end - begin);
+  kernel(addresses, list.scalars(update), end - begin);
 }
 
 // Part `part` of the updates of a round.
@@ -47,6 +44,7 @@ void update_part(const KernelTable& isa, const UpdateList& list, const Round& ro
 }
 
 struct Memory final : EngineMemory {
+  const KernelTable* isa = nullptr;
   int max_parts = 1;
   size_t buffers_per_part = 0;  // if any update is done in blocks
   std::vector<BlockBuffer> buffers;
@@ -60,6 +58,7 @@ class CpuEngine final : public Engine {
                std::unique_ptr<EngineMemory>& engine_memory) override {
     if (engine_memory == nullptr) engine_memory = std::make_unique<Memory>();
     auto& memory = static_cast<Memory&>(*engine_memory);
+    memory.isa = &selected_isa();
     int parts = 1;
     for (const Round& round : list.rounds()) {
       parts = std::max(parts, parts_of(round, execution.max_threads));
@@ -67,7 +66,7 @@ class CpuEngine final : public Engine {
     memory.max_parts = can_start_threads(parts) ? parts : 1;
     memory.buffers_per_part = 0;
     for (const Update& update : list.updates()) {
-      if (usual_formats(list, update) != kNotUsual) continue;
+      if (direct_kernel(*memory.isa, list, update) != nullptr) continue;
       memory.buffers_per_part = std::max<size_t>(memory.buffers_per_part, update.operand_count);
       advise_on_new_states(list, update);
     }
@@ -77,13 +76,12 @@ class CpuEngine final : public Engine {
 
   void run(const UpdateList& list, const Execution&, EngineMemory* engine_memory) override {
     auto& memory = static_cast<Memory&>(*engine_memory);
-    const KernelTable& isa = selected_isa();
     for (const Round& round : list.rounds()) {
       const int parts = parts_of(round, memory.max_parts);
       run_parts(parts, [&](int part) noexcept {
         BlockBuffer* const buffers =
             memory.buffers.data() + static_cast<size_t>(part) * memory.buffers_per_part;
-        update_part(isa, list, round, part, parts, buffers);
+        update_part(*memory.isa, list, round, part, parts, buffers);
       });
     }
   }

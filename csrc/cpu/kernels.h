@@ -27,8 +27,19 @@ using Convert = void (*)(const void* from, void* to, int64_t n);
 
 struct KernelTable {
   const char* isa;
-  // [rule][variant * kUsualFormats.size() + position among them]
+  // [rule][variant * kUsualFormats.size() + position among them]; null where the instruction set
+  // does not convert between the format and that of the arithmetic.
   std::array<const Kernel*, AllRules::kCount> kernels;
+
+  // Null for what goes through blocks.
+  Kernel find_kernel(size_t rule, unsigned variant, const FormatMix& formats) const {
+    for (size_t usual = 0; usual < kUsualFormats.size(); ++usual) {
+      if (kUsualFormats[usual] == formats) {
+        return kernels[rule][variant * kUsualFormats.size() + usual];
+      }
+    }
+    return nullptr;
+  }
 
   // Between formats and that of the arithmetic. [in_double][format]
   std::array<std::array<Convert, 4>, 2> decode, encode;

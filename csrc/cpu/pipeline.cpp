@@ -85,6 +85,12 @@ void fill(Format format, void* to, double value, int64_t n) {
   });
 }
 
+// The kernel on arrays in the format of the arithmetic.
+Kernel kernel_on_numbers(const KernelTable& isa, const UpdateList& list, const Update& update) {
+  const Format format = arithmetic_format(update.in_double);
+  return isa.find_kernel(list.rule(), update.variant, {format, format, format});
+}
+
 // One block: where the elements of each operand are as stored, and where the kernel finds them.
 class Block {
  public:
@@ -93,7 +99,7 @@ class Block {
         operands_(list.operands(update)),
         buffers_(buffers),
         in_double_(update.in_double),
-        kernel_(isa.kernels[list.rule()][update.variant * kUsualFormats.size() + in_double_]),
+        kernel_(kernel_on_numbers(isa, list, update)),
         scalars_(list.scalars(update)),
         grad_scale_(list.prologue().grad_scale) {}
 

@@ -80,8 +80,9 @@ void print_rule(unsigned index) {
       arrays.push_back(inputs<T>(k + 1, k >= kFirstState));
     }
     for (auto& array : arrays) operands.push_back(array.data());
-    const auto kernel = cpu::FUSEDOPT_ISA::kernel_table
-                            .kernels[index][variant * cpu::kUsualFormats.size() + (sizeof(T) == 8)];
+    const Format format = arithmetic_format(sizeof(T) == sizeof(double));
+    const auto kernel =
+        cpu::FUSEDOPT_ISA::kernel_table.find_kernel(index, variant, {format, format, format});
     for (int step = 0; step < 3; ++step) kernel(operands.data(), list.scalars(update), kElements);
     uint64_t checksum = 14695981039346656037u;
     for (const auto& array : arrays) checksum = checksum_of(checksum, array);

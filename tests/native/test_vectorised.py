@@ -65,14 +65,16 @@ def test_every_kernel_is_vectorised_for_every_isa(functions):
     kernels = named(functions, r"::kernel<")
     assert len({re.search(r"kernel<fusedopt::(\w+)", name)[1] for name in kernels}) >= len(ROWS) - 1
     for name, bodies in kernels.items():
-        assert len(bodies) == 3, f"{name}: one body an instruction set"
         packed = Counter()
         for body in bodies:
             register = REGISTERS[widest(body)]
             packed[register] = sum(
                 bool(ARITHMETIC.match(op)) and register in operands for op, operands in body
             )
-        for register in REGISTERS.values():
+        # SSE2 does not convert float16: there it goes through blocks.
+        isas = set(REGISTERS) - ({"baseline"} if f", {FLOAT16}ul>(" in name else set())
+        assert len(bodies) == len(isas), f"{name}: one body an instruction set"
+        for register in (REGISTERS[isa] for isa in isas):
             # At least the products with the shared scalars and one sum.
             assert packed[register] >= 3, f"{name}: {packed} packed operations"
 
