@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fusedopt.names import UnknownNameError, find_name
+
 from .contestants.contests import (
     ALL_PEERS,
     CONTESTS,
@@ -64,10 +66,6 @@ _MORE_QUICK = {"resnet-50": UNFUSED}
 DEVICES = ("cpu", "cuda")
 
 
-class UnknownNameError(ValueError):
-    """A workload, part, optimizer, peer, dtype or device that there is not."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """What is run: the optimizers of every workload, and the parts."""
@@ -87,6 +85,7 @@ def run(
     plot: Path | None = None,
     settings: Settings | None = None,
     device: str = "cpu",
+    aims: bool = False,
 ) -> dict[str, Any]:
     """Measures, prints tables and returns what was measured, which ``json`` keeps.
 
@@ -104,14 +103,17 @@ def run(
         plot: folder in which pictures are written.
         settings: how much is measured, in place of what ``quick`` says.
         device: "cpu", or "cuda" for the current GPU.
+        aims: also print how far the result is from what the package aims at.
 
     Raises:
         UnknownNameError: a workload, part, optimizer, peer, dtype or device that there is not, or
             not here.
     """
+    device = known_device(device)
     chosen = plan(quick, only, optimizers, device, dtype)
     settings = settings or settings_for(device, quick)
-    conditions = Conditions(settings, known(dtype, DTYPES), device, chosen_peers(peers))
+    dtype = find_name(dtype, DTYPES)
+    conditions = Conditions(settings, DTYPES[dtype], device, chosen_peers(peers))
     if plot is not None:
         from .reporting import (
             plots,  # so that a missing package is known before anything is measured
@@ -128,7 +130,7 @@ def run(
             "skipped": skipped,
             "parts": measure_parts(chosen.parts, conditions, bars),
         }
-    report.show(result)
+    report.show(result, aims)
     if json is not None:
         path = json / machine.file_name(result["machine"]) if json.is_dir() else json
         report.save(result, path)
@@ -149,33 +151,23 @@ def plan(
     workloads = GPU_WORKLOADS if on_gpu else WORKLOADS
     parts = GPU_PARTS if on_gpu else PARTS
     more = _MORE_QUICK if quick else _MORE_GPU if on_gpu else _MORE
-    for name in optimizers:
-        known(name, CONTESTS)
-    for name in only:
-        known(name, {**workloads, **parts})
+    optimizers = [find_name(name, CONTESTS) for name in optimizers]
+    only = [find_name(name, (*workloads, *parts)) for name in only]
     names = [name for name in only if name in workloads] if only else [*workloads]
     if quick and not only:
         names = [name for name in names if name not in LONG]
-    if dtype != "float32" and not only:
+    if dtype.lower() != "float32" and not only:
         names = [name for name in names if workloads[name].dtype is None]
     everything = not (only or optimizers or quick or on_gpu)
     return Plan(
-        [(workloads[name], [*optimizers] or [MAIN, *more.get(name, ())]) for name in names],
+        [(workloads[name], optimizers or [MAIN, *more.get(name, ())]) for name in names],
         [name for name in parts if name in only or everything],
     )
 
 
-def known(name: str, table: dict[str, Any]) -> Any:
-    """The entry of that name."""
-    if name not in table:
-        raise UnknownNameError(f"{name!r} is not one of {', '.join(table)}")
-    return table[name]
-
-
 def known_device(device: str) -> str:
     """The device, if this machine has it."""
-    if device not in DEVICES:
-        raise UnknownNameError(f"{device!r} is not one of {', '.join(DEVICES)}")
+    device = find_name(device, DEVICES)
     if device == "cuda" and not torch.cuda.is_available():
         raise UnknownNameError("'cuda': torch finds no usable GPU here")
     return device
@@ -184,7 +176,7 @@ def known_device(device: str) -> str:
 def chosen_peers(names: Sequence[str]) -> tuple[str, ...]:
     """Those who are timed beside this package, each once."""
     table = {**{name: (name,) for name in PEERS}, "all": ALL_PEERS}
-    chosen = [peer for name in names for peer in known(name, table)]
+    chosen = [peer for name in names for peer in table[find_name(name, table)]]
     return tuple(dict.fromkeys(chosen)) or DEFAULT_PEERS
 
 

@@ -2,14 +2,65 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+MOST_THREADS = 1024
+
+
+class _WithNames(TyperCommand):
+    """A command whose help ends with the names that its options take.
+
+    They are looked up when the help is shown: finding them imports torch.
+    """
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        names = {"bench": _names_of_bench, "trajectories": _names_of_trajectories}
+        lists = names[self.name or ""]()
+        self.epilog = "\n\n".join(f"{what}: {', '.join(of)}." for what, of in lists.items())
+        super().format_help(ctx, formatter)
+
+
+def _names_of_bench() -> dict[str, Iterable[str]]:
+    from fusedopt.benchmarks.contestants.contests import CONTESTS, PEERS
+    from fusedopt.benchmarks.run import PARTS
+    from fusedopt.benchmarks.workloads.tensors import WORKLOADS
+
+    return {
+        "Workloads": WORKLOADS,
+        "Parts": PARTS,
+        "Optimizers": CONTESTS,
+        "Peers": ("all", *PEERS),
+    }
+
+
+def _names_of_trajectories() -> dict[str, Iterable[str]]:
+    from fusedopt.plotting.trajectories.search import OPTIMIZERS
+    from fusedopt.plotting.trajectories.surfaces import SURFACES
+
+    return {"Surfaces": SURFACES, "Optimizers": OPTIMIZERS}
+
+
+def _writable(path: Path | None) -> Path | None:
+    """A file or a folder that can be written, or be made; it is not made yet."""
+    if path is not None:
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if existing != path and not existing.is_dir():
+            raise BadParameter(f"{path}: {existing} is no folder")
+        if not os.access(existing, os.W_OK):
+            raise BadParameter(f"{path}: {existing} cannot be written")
+    return path
 
 
 def _print_version(asked_for: bool) -> None:
@@ -46,28 +97,38 @@ def verify() -> None:
     raise typer.Exit(code=1 if print_verification() else 0)
 
 
-@app.command()
+@app.command(cls=_WithNames)
 def bench(
     quick: Annotated[bool, Option("--quick", help="About a minute on two cores.")] = False,
     only: Annotated[
-        list[str] | None,
-        Option(help="A workload, or tensors, elements, threads, training, costs; repeat for more."),
+        list[str] | None, Option(help="A workload or a part, see below; repeat for more.")
     ] = None,
     optimizer: Annotated[list[str] | None, Option(help="An optimizer; repeat for more.")] = None,
     peers: Annotated[
-        list[str] | None,
-        Option(help="Who is timed beside fusedopt: for-loop, deepspeed, all; repeat for more."),
+        list[str] | None, Option(help="Who is timed beside fusedopt; repeat for more.")
     ] = None,
-    threads: Annotated[int | None, Option(min=1, help="Threads of both sides.")] = None,
+    threads: Annotated[
+        int | None, Option(min=1, max=MOST_THREADS, help="Threads of both sides.")
+    ] = None,
     dtype: Annotated[str, Option(help="float32, float64, bfloat16 or float16.")] = "float32",
     json: Annotated[
-        Path | None, Option(help="Write every measurement to this file or into this folder.")
+        Path | None,
+        Option(
+            callback=_writable,
+            help="Write every measurement to this file or into this folder.",
+        ),
     ] = None,
-    plot: Annotated[Path | None, Option(help="Draw pictures into this folder.")] = None,
+    plot: Annotated[
+        Path | None, Option(callback=_writable, help="Draw pictures into this folder.")
+    ] = None,
     device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
+    aims: Annotated[
+        bool, Option("--aims", help="For maintainers: what is aimed at, and what is reached.")
+    ] = False,
 ) -> None:
     """Time a step beside torch's implementations and beside a kernel that only moves memory."""
-    from fusedopt.benchmarks.run import UnknownNameError, run
+    from fusedopt.benchmarks.run import run
+    from fusedopt.names import UnknownNameError
 
     try:
         run(
@@ -80,25 +141,30 @@ def bench(
             json=json,
             plot=plot,
             device=device,
+            aims=aims,
         )
     except UnknownNameError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise BadParameter(str(error)) from None
 
 
-@app.command()
+@app.command(cls=_WithNames)
 def trajectories(
-    out: Annotated[Path, Option(file_okay=False, help="Write into this folder.")] = Path(
-        "trajectories"
-    ),
-    only: Annotated[list[str] | None, Option(help="A surface; repeat for more.")] = None,
+    out: Annotated[
+        Path, Option(file_okay=False, callback=_writable, help="Write into this folder.")
+    ] = Path("trajectories"),
+    only: Annotated[list[str] | None, Option(help="A surface, see below; repeat for more.")] = None,
     optimizer: Annotated[list[str] | None, Option(help="An optimizer; repeat for more.")] = None,
     steps: Annotated[int, Option(min=1, help="Steps of every optimizer.")] = 200,
     each: Annotated[bool, Option("--each", help="Also a picture of each optimizer.")] = False,
 ) -> None:
     """Draw every optimizer's path over loss surfaces, with learning rates that a search chose."""
+    from fusedopt.names import UnknownNameError
     from fusedopt.plotting.trajectories.command import print_trajectories
 
-    print_trajectories(out, only or (), optimizer or (), steps, each)
+    try:
+        print_trajectories(out, only or (), optimizer or (), steps, each)
+    except UnknownNameError as error:
+        raise BadParameter(str(error)) from None
 
 
 @app.command()
@@ -106,14 +172,14 @@ def compare(
     before: Annotated[Path, Argument(help="A file that bench --json has written.")],
     after: Annotated[Path, Argument(help="A later one.")],
     threshold: Annotated[
-        float, Option(min=0, help="How much slower is a regression, as a fraction.")
+        float, Option(min=0, help="A step counts as slower from this fraction on: 0.05 is 5%.")
     ] = 0.05,
     force: Annotated[bool, Option("--force", help="Also across machines and settings.")] = False,
 ) -> None:
-    """Compare two results of bench; exit status 1 on a regression."""
-    from fusedopt.benchmarks.reporting.compare import DifferentConditionsError, print_comparison
+    """Compare two results of bench; exit status 1 if a step of fusedopt has become slower."""
+    from fusedopt.benchmarks.reporting.compare import NotComparableError, print_comparison
 
     try:
         raise typer.Exit(code=1 if print_comparison(before, after, threshold, force) else 0)
-    except DifferentConditionsError as error:
-        raise typer.BadParameter(str(error)) from None
+    except NotComparableError as error:
+        raise BadParameter(str(error)) from None

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import fusedopt
 from fusedopt import _native
 from fusedopt.environment import USES_HUGE_PAGES, USES_TORCH_LIBRARY
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 
 def collect() -> dict[str, str]:
@@ -58,11 +64,21 @@ def cuda_of_fusedopt() -> str:
         import fusedopt._cuda as _cuda  # "from" would raise ImportError
     except ModuleNotFoundError:
         return "not built"
+    return f"{_cuda.toolkit}, {_cuda.architectures}; {_gpus(_cuda)}"
+
+
+def _gpus(cuda: ModuleType) -> str:
+    """How many GPUs the engine finds, or why it finds none."""
     try:
-        usable = f"{_cuda.device_count()} devices"
+        return f"{cuda.device_count()} GPUs here"
     except RuntimeError as error:
-        usable = str(error)
-    return f"{_cuda.toolkit}, {_cuda.architectures}; {usable}"
+        if "cudaErrorNoDevice" in str(error):
+            return "no GPU here"
+        if "cudaErrorInsufficientDriver" in str(error):
+            if Path("/proc/driver/nvidia/version").exists():
+                return f"the driver here is older than CUDA {cuda.toolkit} needs"
+            return "no NVIDIA driver here"
+        return str(error)
 
 
 def processor_name() -> str:
@@ -79,5 +95,5 @@ def print_info() -> None:
     """Prints :func:`collect` as a table."""
     table = Table(show_header=False, box=None)
     for name, value in collect().items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     Console().print(table)

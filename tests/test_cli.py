@@ -5,15 +5,22 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import fusedopt
-from fusedopt import reference
+from fusedopt import info, reference
+from fusedopt.benchmarks import run as bench
+from fusedopt.benchmarks.contestants.contests import CONTESTS
+from fusedopt.benchmarks.run import PARTS
+from fusedopt.benchmarks.workloads.tensors import WORKLOADS
 from fusedopt.checking import cases, verify
 from fusedopt.cli import app
+from fusedopt.names import UnknownNameError, find_name
+from fusedopt.plotting.trajectories.surfaces import SURFACES
 
 
 @pytest.fixture
@@ -77,6 +84,74 @@ print(collect()["CUDA in fusedopt"])
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout == "not built\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("CUDA: ... (cudaErrorNoDevice) asking for devices", "no GPU here"),
+        ("CUDA: ... (cudaErrorInsufficientDriver) asking for devices", "no NVIDIA driver here"),
+        ("CUDA: another (cudaErrorUnknown)", "CUDA: another (cudaErrorUnknown)"),
+    ],
+)
+def test_info_says_calmly_that_there_is_no_gpu(error, said):
+    def raise_it():
+        raise RuntimeError(error)
+
+    engine = SimpleNamespace(device_count=raise_it, toolkit="13.0")
+    assert info._gpus(engine) == said
+    engine.device_count = lambda: 2
+    assert info._gpus(engine) == "2 GPUs here"
+
+
+def test_info_keeps_brackets(monkeypatch, capsys):
+    monkeypatch.setattr(info, "collect", lambda: {"huge pages": "always [madvise] never"})
+    info.print_info()
+    assert "always [madvise] never" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("bench", (*WORKLOADS, *CONTESTS, *PARTS, "bitsandbytes")),
+        ("trajectories", (*SURFACES, *CONTESTS)),
+    ],
+)
+def test_help_lists_the_names_that_there_are(command, names):
+    output = CliRunner().invoke(app, [command, "--help"], terminal_width=100).output
+    shown = {word.strip(",.") for word in output.split()}
+    assert not {word for name in names for word in name.split()} - shown
+
+
+def test_names_are_found_in_any_case():
+    assert find_name("ADAMW", CONTESTS) == "AdamW"
+    assert bench.plan(False, ["ResNet-50"], ["rmsPROP"]) == bench.Plan(
+        [(WORKLOADS["resnet-50"], ["RMSprop"])], []
+    )
+    with pytest.raises(UnknownNameError, match=r"'adamx' is not one of SGD, Momentum, .*AdamW$"):
+        find_name("adamx", CONTESTS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "--json", "/dev/null/result.json"],
+        ["bench", "--plot", "/dev/null/pictures"],
+        ["bench", "--threads", "0"],
+        ["bench", "--threads", "1000000"],
+        ["trajectories", "--out", "/dev/null/pictures"],
+        ["trajectories", "--out", __file__],
+        ["trajectories", "--only", "moon"],
+        ["compare", "none.json", "none.json"],
+        ["nonsense"],
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_is_measured(arguments, monkeypatch):
+    monkeypatch.setattr(bench, "run", None)
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exit_code == 2
+    assert not isinstance(outcome.exception, Exception)
+    assert "Error" in outcome.output
 
 
 def test_version():

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class Touch(FusedOptimizer):
-    """Adds the gradient to the parameter and to each state: not an optimizer.
+    """Adds a multiple of the gradient to the parameter and to each state: not an optimizer.
 
     It reads and writes the memory that a rule with as many states reads and writes, by the same
     native call, so no rule can be faster. Memory of 16-bit numbers is taken for half as many
     float32, whatever they are: bytes are moved, and nothing is converted.
 
     Args:
-        params: contiguous parameters or dicts defining groups. Of 16-bit ones the gradients are
-            those that they have now.
-        lr: read and not used.
+        params: contiguous parameters or dicts defining groups, whose own rates are not used. Of
+            16-bit ones the gradients are those that they have now.
         states: number of states, from 0 to 3.
+        factor: of the gradient; with 0 all values stay what they were.
 
     State: the first ``states`` of ``first``, ``second`` and ``third``, of the parameter's shape and
     dtype, or of half as many float32.
@@ -31,25 +31,27 @@ class Touch(FusedOptimizer):
 
     _rule = "touch"
 
-    def __init__(self, params: ParamsT, lr: float = 0.0, states: int = 0) -> None:
+    def __init__(self, params: ParamsT, states: int = 0, factor: float = 0.0) -> None:
         if states not in range(4):
             raise ValueError(f"Invalid number of states: {states}")
-        defaults = {"lr": lr, "weight_decay": 0.0, "maximize": False, "states": states}
+        defaults = {"lr": factor, "weight_decay": 0.0, "maximize": False, "states": states}
         super().__init__(params, defaults)
         for group in self.param_groups:
-            group["params"] = [_as_words(param) for param in group["params"]]
+            group["lr"] = factor
+            group["params"] = [_words_of_parameter(param) for param in group["params"]]
 
 
-def _as_words(param: torch.Tensor) -> torch.Tensor:
-    """The parameter, or its memory and its gradient's as float32 if it is in 16 bits.
+def as_words(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or its memory as float32 if it is in 16 bits; an odd element is left out."""
+    if tensor.itemsize != 2:
+        return tensor
+    return tensor.detach().view(-1)[: tensor.numel() // 2 * 2].view(torch.float32)
 
-    An odd element is left out.
-    """
-    if param.itemsize != 2:
-        return param
-    words = param.detach().view(-1)[: param.numel() // 2 * 2].view(torch.float32)
-    if param.grad is not None:
-        words.grad = param.grad.view(-1)[: param.numel() // 2 * 2].view(torch.float32)
+
+def _words_of_parameter(param: torch.Tensor) -> torch.Tensor:
+    words = as_words(param)
+    if words is not param and param.grad is not None:
+        words.grad = as_words(param.grad)
     return words
 
 

@@ -49,10 +49,12 @@ class Warm:
         optimizer: anything that has ``step``.
         first_step: seconds of the first step, which creates the states; where the peer compiles, it
             compiles.
+        state_bytes: of the states that it made for itself.
     """
 
     optimizer: Any
     first_step: float
+    state_bytes: int = 0
 
 
 def warm_up(name: str, factory: Factory, groups: list[dict[str, Any]], steps: int) -> Warm | str:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..contestants.contests import COMPILED, CONTESTS, COPY, DEFAULT_PEERS, OURS, TORCH, TOUCH
+from ..contestants.contests import COMPILED, CONTESTS, DEFAULT_PEERS, OURS, TOUCH
 from ..contestants.others import OTHERS, Factory
+from ..workloads.models import MODELS
 from ..workloads.tensors import Workload
 from .checks import Warm, check, warm_again, warm_up
-from .timing import Settings, Summary, Timing, clock_of, extend, interleave, ratio, summarize
+from .describe import derive, derive_ratios, describe_timing, state_bytes
+from .shared_states import share_states
+from .timing import (
+    ColdClock,
+    Settings,
+    Step,
+    Timing,
+    clock_of,
+    extend,
+    interleave,
+    is_unsettled,
+)
 
 Groups = list[dict[str, Any]]
 
@@ -24,9 +37,6 @@ Advance = Callable[[int, int], None]
 # Small enough that values stay ordinary numbers over the many steps of a small workload, large
 # enough that a velocity, which has it as a factor, is no subnormal number in float16.
 LR = 1e-4
-
-# Two times within this fraction of each other are a tie.
-_TIE = 0.03
 
 COPIES, FEW_ELEMENTS = 4, 2**22
 
@@ -69,19 +79,24 @@ def make_copies(workload: Workload, dtype: torch.dtype, device: str = "cpu") -> 
     Many small tensors are faster or slower by a factor according to which of them share a cache's
     set or a page; large ones are not.
     """
-    is_small = workload.tensors > 1 and workload.elements <= FEW_ELEMENTS
-    count = COPIES if is_small and device == "cpu" else 0
+    count = COPIES if is_small(workload, device) else 0
     return [make_groups(workload, dtype, device) for _ in range(count)]
 
 
-def bytes_needed(workload: Workload, optimizer: str, conditions: Conditions) -> int:
-    """Memory for parameters, gradients, the states of every peer, and temporaries.
+def is_small(workload: Workload, device: str) -> bool:
+    """Whether the time of a step depends on where its tensors lie, and on what ran before."""
+    return workload.tensors > 1 and workload.elements <= FEW_ELEMENTS and device == "cpu"
 
-    Torch's foreach has temporaries of twice the size of all parameters.
+
+def bytes_needed(workload: Workload, optimizer: str, conditions: Conditions) -> int:
+    """Memory for parameters, gradients, the states that peers share, and temporaries.
+
+    Each peer makes states of its own before it takes the shared ones, and a compiled one keeps
+    them. Torch's foreach has temporaries of twice the size of all parameters.
     """
     contest = CONTESTS[optimizer]
-    stateful = len(contest.peers(conditions.device, conditions.peers))
-    tensors = 2 + stateful * contest.states + 2
+    sets = 3 if COMPILED in conditions.peers else 2
+    tensors = 2 + sets * contest.states + 2
     return workload.elements * conditions.dtype.itemsize * tensors
 
 
@@ -117,7 +132,7 @@ def measure_case(
         copies: what ``make_copies`` made.
 
     Returns:
-        One row of the result; times in seconds a step.
+        One row of the result; times in seconds per step.
     """
     gc.collect()  # what earlier cases have left would hold memory
     contest = CONTESTS[optimizer]
@@ -130,21 +145,18 @@ def measure_case(
         reasons[COMPILED] = f"takes minutes to compile for more than {MOST_COMPILED} tensors"
     reasons |= check(peers, param.dtype, device)
     settings = conditions.settings.shared_by(1 + len(copies))
-    warmup = settings.warmup
-    tried = {
-        name: warm_up(name, factory, groups, warmup)
-        for name, factory in peers.items()
-        if name not in reasons
-    }
-    reasons |= {name: reason for name, reason in tried.items() if isinstance(reason, str)}
-    started = {name: warm for name, warm in tried.items() if isinstance(warm, Warm)}
+    fit = {name: factory for name, factory in peers.items() if name not in reasons}
+    started, raised = start_all(fit, groups, settings.warmup)
+    reasons |= raised
     timings: dict[str, Timing] = {}
     optimizers = {name: warm.optimizer for name, warm in started.items()}
+    cold = measure_cold(optimizers, conditions, advance) if is_small(workload, device) else {}
     for copy in (groups, *copies):
         if copy is not groups:
-            optimizers = {name: warm_again(peers[name], copy, warmup) for name in started}
-        steps = {name: optimizer.step for name, optimizer in optimizers.items()}
-        extend(timings, interleave(steps, settings, advance, clock_of(device)))
+            again = {name: peers[name] for name in started}
+            optimizers = start_again(again, copy, settings.warmup)
+        steps = _steps_of(optimizers)
+        extend(timings, interleave(steps, settings, advance, clock_of(device), floor=TOUCH))
     elements = workload.elements
     return {
         "workload": workload.name,
@@ -153,81 +165,76 @@ def measure_case(
         "elements": elements,
         "groups": len(workload.groups),
         **derive(timings, contest.ideal_bytes(elements, param.itemsize)),
+        "unsettled": is_unsettled(timings[TOUCH]),
         "peers": {
             name: {
                 **describe_timing(timing),
                 "first_step": started[name].first_step,
-                "state_bytes_per_parameter": state_bytes(started[name].optimizer) / elements,
+                "state_bytes_per_parameter": started[name].state_bytes / elements,
             }
             for name, timing in timings.items()
         },
+        **cold,
         "not_timed": reasons,
         "low_bit": [name for name in timings if name in OTHERS and OTHERS[name].low_bit],
     }
 
 
-def state_bytes(optimizer: Any) -> int:
-    """Bytes of all tensors in an optimizer's state; 0 for what has none.
-
-    A tensor subclass, such as a quantized one, is the tensors that it is made of.
-    """
-    states = getattr(optimizer, "state", {}).values()
-    tensors = (value for state in states for value in state.values())
-    return sum(_bytes(value) for value in tensors if isinstance(value, torch.Tensor))
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(_bytes(getattr(tensor, name)) for name in names)
-    return tensor.numel() * tensor.element_size()
-
-
-def describe_timing(timing: Timing) -> dict[str, Any]:
-    """Seconds a step: median, quartiles and every round; on a GPU also the stream's median.
-
-    The rounds have five digits, more than clocks and machines can repeat.
-    """
-    described = {**asdict(summarize(timing.seconds)), "steps": timing.steps}
-    described["seconds"] = [float(f"{seconds:.5g}") for seconds in timing.seconds]
-    described["stream_seconds"] = [float(f"{seconds:.5g}") for seconds in timing.stream_seconds]
-    if timing.stream_seconds:
-        described["stream_median"] = summarize(timing.stream_seconds).median
-    return described
+def start_all(
+    peers: dict[str, Factory], groups: Groups, warmup: int
+) -> tuple[dict[str, Warm], dict[str, str]]:
+    """Optimizers that have taken some steps, which share their states; and why some have not."""
+    started: dict[str, Warm] = {}
+    reasons: dict[str, str] = {}
+    for name, factory in peers.items():
+        warm = warm_up(name, factory, groups, warmup)
+        if isinstance(warm, str):
+            reasons[name] = warm
+        else:
+            started[name] = replace(warm, state_bytes=state_bytes(warm.optimizer))
+            _share(started[OURS].optimizer, name, warm.optimizer)
+    return started, reasons
 
 
-def derive(timings: dict[str, Timing], ideal_bytes: int) -> dict[str, Any]:
-    """What a row says about its timings."""
-    ours = timings[OURS]
-    ratios = {
-        name: ratio(timing, ours)
-        for name, timing in timings.items()
-        if name not in (OURS, TOUCH, COPY)
-    }
-    theirs = {name: timings[name] for name in TORCH if name in timings}
-    fastest = min(theirs, key=lambda name: summarize(theirs[name].seconds).median, default=None)
-    speedup = ratios[fastest] if fastest else None
-    return {
-        **(derive_copy(timings[COPY], ours, ideal_bytes) if COPY in timings else {}),
-        "ideal_bytes": ideal_bytes,
-        "bytes_per_second": ideal_bytes / summarize(ours.seconds).median,
-        "share_of_touch": asdict(ratio(timings[TOUCH], ours)),
-        "fastest_torch": fastest,
-        "speedup": asdict(speedup) if speedup else None,
-        "tie": speedup is not None and is_tie(speedup),
-        "ratios": {name: asdict(summary) for name, summary in ratios.items()},
-    }
+def start_again(peers: dict[str, Factory], groups: Groups, warmup: int) -> dict[str, Any]:
+    """The same on other groups, for peers that could be started before."""
+    optimizers: dict[str, Any] = {}
+    for name, factory in peers.items():
+        optimizers[name] = warm_again(factory, groups, warmup)
+        _share(optimizers[OURS], name, optimizers[name])
+    return optimizers
 
 
-def derive_copy(copy: Timing, ours: Timing, ideal_bytes: int) -> dict[str, Any]:
-    """How a step compares with a copy that moves as many bytes."""
-    return {
-        "copy_bytes_per_second": ideal_bytes / summarize(copy.seconds).median,
-        "share_of_copy": asdict(ratio(copy, ours)),
-    }
+def _share(owner: Any, name: str, other: Any) -> None:
+    """One set of states for all but those who would be compiled again for it."""
+    if other is not owner and name != COMPILED:
+        share_states(owner, other)
 
 
-def is_tie(speedup: Summary) -> bool:
-    """Whether 1 is within the margin of the median, or between the quartiles."""
-    between = speedup.lower_quartile <= 1 <= speedup.upper_quartile
-    return between or abs(speedup.median - 1) <= _TIE
+def _steps_of(optimizers: dict[str, Any]) -> dict[str, Step]:
+    return {name: optimizer.step for name, optimizer in optimizers.items()}
+
+
+def measure_cold(
+    optimizers: dict[str, Any], conditions: Conditions, advance: Advance
+) -> dict[str, Any]:
+    """What single steps take after the backward pass of a small model, as ``cold`` of a row."""
+    settings = conditions.settings
+    rounds = max(settings.min_rounds, settings.max_rounds // 2)
+    once = replace(settings, measurement=0.0, min_rounds=rounds, max_rounds=rounds)
+    clock = ColdClock(backward_pass())
+    timings = interleave(_steps_of(optimizers), once, advance, clock)
+    derived = derive_ratios(timings)
+    peers = {name: describe_timing(timing) for name, timing in timings.items()}
+    return {"cold": {**derived, "peers": peers}}
+
+
+def backward_pass() -> Step:
+    """Forward and backward of the small MLP on 64 images, to be called again and again."""
+    make, batch = MODELS["MLP"]
+    model, (inputs, targets), loss_of = make(), batch(), nn.CrossEntropyLoss()
+
+    def run() -> None:
+        loss_of(model(inputs), targets).backward()
+
+    return run

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -58,17 +59,26 @@ def settings_for(device: str, quick: bool) -> Settings:
 
 @dataclass
 class Timing:
-    """Seconds a step, one number a round, each over ``steps`` steps in a row.
+    """Seconds per step, one number per round, each over ``steps`` steps in a row.
 
     Attributes:
         steps: steps of one measurement.
         seconds: by the host's clock.
         stream_seconds: between events on the GPU's stream; empty on the CPU.
+        left_out: seconds of rounds in which the machine was in another phase.
     """
 
     steps: int
     seconds: list[float] = field(default_factory=list)
     stream_seconds: list[float] = field(default_factory=list)
+    left_out: list[float] = field(default_factory=list)
+
+    def leave_out(self, rounds: Sequence[bool]) -> None:
+        """Moves the rounds that are marked to ``left_out``."""
+        self.left_out += itertools.compress(self.seconds, rounds)
+        kept = [not left_out for left_out in rounds]
+        self.seconds = list(itertools.compress(self.seconds, kept))
+        self.stream_seconds = list(itertools.compress(self.stream_seconds, kept))
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def summarize(values: list[float]) -> Summary:
 
 
 def ratio(numerator: Timing, denominator: Timing) -> Summary:
-    """Quotient of two peers' times, taken round by round."""
+    """Quotient of two peers' times, taken round by round: not that of their medians."""
     pairs = zip(numerator.seconds, denominator.seconds, strict=True)
     return summarize([above / below for above, below in pairs])
 
@@ -101,6 +111,27 @@ class HostClock:
         for _ in range(timing.steps):
             step()
         timing.seconds.append((time.perf_counter() - start) / timing.steps)
+
+
+class ColdClock:
+    """Times single steps, ahead of each of which something else has used the caches.
+
+    Args:
+        between: what runs ahead of every step, untimed.
+    """
+
+    def __init__(self, between: Step) -> None:
+        self._between = between
+
+    def measure(self, step: Step, timing: Timing) -> None:
+        """Adds the seconds per step, over ``timing.steps`` steps, to ``timing``."""
+        seconds = 0.0
+        for _ in range(timing.steps):
+            self._between()
+            start = time.perf_counter()
+            step()
+            seconds += time.perf_counter() - start
+        timing.seconds.append(seconds / timing.steps)
 
 
 class GpuClock:
@@ -128,12 +159,15 @@ class GpuClock:
         timing.stream_seconds.append(milliseconds * 1e-3 / timing.steps)
 
 
-def clock_of(device: str) -> HostClock | GpuClock:
+Clock = HostClock | ColdClock | GpuClock
+
+
+def clock_of(device: str) -> Clock:
     """The clock for steps on a device."""
     return GpuClock() if device == "cuda" else HostClock()
 
 
-def estimate(step: Step, measurement: float, clock: HostClock | GpuClock) -> float:
+def estimate(step: Step, measurement: float, clock: Clock) -> float:
     """Seconds a step, roughly: a short step, which varies more, is taken several times."""
     timing = Timing(1)
     clock.measure(step, timing)
@@ -147,15 +181,19 @@ def interleave(
     steps: dict[str, Step],
     settings: Settings,
     advance: Callable[[int, int], None],
-    clock: HostClock | GpuClock | None = None,
+    clock: Clock | None = None,
+    floor: str | None = None,
 ) -> dict[str, Timing]:
-    """Times every peer once a round, in an order that rotates from round to round.
+    """Times every peer once per round, in an order that rotates from round to round.
 
     Args:
         steps: one step of each peer, warmed up.
         settings: how much is measured.
         advance: called after every round with the rounds done and their total.
         clock: of the device that the steps run on; the host's by default.
+        floor: the peer whose time says in which phase the machine is. Rounds in which it is further
+            than a tenth from its median are left out of everybody's timing. If they are more than
+            half, as many are measured again, and once more.
 
     Returns:
         The timing of each peer; equal positions belong to one round.
@@ -169,17 +207,50 @@ def interleave(
     round_seconds = sum(estimates[name] * timings[name].steps for name in steps)
     rounds = int(settings.budget / round_seconds)
     rounds = min(max(rounds, settings.min_rounds), settings.max_rounds)
-    names = list(steps)
     with _no_garbage_collection():
-        for index in range(rounds):
-            first = index % len(names)
-            for name in names[first:] + names[:first]:
-                timing = timings[name]
-                if timing.steps > 1:
-                    steps[name]()  # takes the caches back from the peer before it
-                clock.measure(steps[name], timing)
-            advance(index + 1, rounds)
+        for _ in range(1 if floor is None else _MOST_ATTEMPTS):
+            _measure_rounds(rounds, steps, timings, clock, advance)
+            if floor is None or not is_unsettled(timings[floor]):
+                break
+    if floor is not None:
+        other_phase = _in_another_phase(timings[floor].seconds)
+        for timing in timings.values():
+            timing.leave_out(other_phase)
     return timings
+
+
+def _measure_rounds(
+    rounds: int,
+    steps: dict[str, Step],
+    timings: dict[str, Timing],
+    clock: Clock,
+    advance: Callable[[int, int], None],
+) -> None:
+    names = list(steps)
+    for index in range(rounds):
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            timing = timings[name]
+            if timing.steps > 1:
+                steps[name]()  # takes the caches back from the peer before it
+            clock.measure(steps[name], timing)
+        advance(index + 1, rounds)
+
+
+# How far, as a fraction of its median, the floor moves within one phase of a machine.
+_SAME_PHASE = 0.1
+_MOST_ATTEMPTS = 3
+
+
+def _in_another_phase(seconds: Sequence[float]) -> list[bool]:
+    median = float(numpy.median(seconds))
+    return [abs(value / median - 1) > _SAME_PHASE for value in seconds]
+
+
+def is_unsettled(floor: Timing) -> bool:
+    """Whether more than half of a floor's rounds are in another phase than its median."""
+    left_out = len(floor.left_out) + sum(_in_another_phase(floor.seconds))
+    return 2 * left_out > len(floor.seconds) + len(floor.left_out)
 
 
 def extend(timings: dict[str, Timing], further: dict[str, Timing]) -> None:
@@ -188,6 +259,7 @@ def extend(timings: dict[str, Timing], further: dict[str, Timing]) -> None:
         into = timings.setdefault(name, Timing(timing.steps))
         into.seconds += timing.seconds
         into.stream_seconds += timing.stream_seconds
+        into.left_out += timing.left_out
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from torch import nn
 from ..contestants.contests import CONTESTS, OURS, TRAINED
 from ..contestants.others import Factory
 from ..workloads.models import MODELS
-from .measure import LR, Conditions, describe_timing
+from .describe import describe_timing
+from .measure import LR, Conditions
 from .progress import Bars
 from .timing import Step, clock_of, interleave, ratio, summarize
 

@@ -34,6 +34,7 @@ def steps(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
         [_cells(case, peers) for case in cases],
         _steps_legend(is_gpu(result), peers),
         notes=not_timed(cases),
+        lead=torch_is_faster(cases),
     )
 
 
@@ -46,7 +47,85 @@ def _steps_legend(on_gpu: bool, peers: list[str]) -> str:
         "GB/s: bytes that the step has to move, over fusedopt's time. "
         "touch: time of a kernel that only moves them, over fusedopt's. "
         + (copy if on_gpu else "")
-        + "ratio: time of torch's fastest over fusedopt's."
+        + RATIO
+    )
+
+
+RATIO = (
+    "ratio: torch's fastest over fusedopt, the median over rounds of both times in one round; it "
+    "need not be the quotient of the two medians. tie: within 3% of 1, or 1 between the quartiles. "
+    "unsettled: memory's speed changed by more than a tenth in more than half of the rounds."
+)
+
+
+def torch_is_faster(cases: list[dict[str, Any]]) -> list[str]:
+    """A line that names every case in which torch is faster; it is to be read first."""
+    slower = [
+        f"{case['workload']}, {case['optimizer']} ({three_digits(case['speedup']['median'])})"
+        for case in cases
+        if case["speedup"] and case["speedup"]["median"] < 1 and not case["tie"]
+    ]
+    return [f"torch's fastest is faster in {len(slower)} of {len(cases)} cases: "
+            f"{'; '.join(slower)}."] if slower else []  # fmt: skip
+
+
+def overview(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
+    """Six cases that show where a step gains and where it does not."""
+    found = {(case["workload"], case["optimizer"]): case for case in cases if case["speedup"]}
+    chosen = [(found[key], text) for key, text in _OVERVIEW.items() if key in found]
+    return Table(
+        ("what is stepped", OURS, "torch's fastest", "ratio"),
+        [
+            [
+                text,
+                format_seconds(case["peers"][OURS]["median"]),
+                format_seconds(case["peers"][case["fastest_torch"]]["median"])
+                + f" ({case['fastest_torch']})",
+                speedup_cell(case),
+            ]
+            for case, text in chosen
+        ],
+        f"Median time of a step. {RATIO}",
+        words=1,
+    )
+
+
+_OVERVIEW = {
+    ("1000x64", "Adam"): "1,000 tensors of 64, Adam",
+    ("500-groups", "Adam"): "500 groups of one tensor of 4,096, Adam",
+    ("mlp", "Adam"): "a small network: 6 tensors, 269,322 parameters, Adam",
+    ("gpt2-124m", "RMSprop"): "GPT-2, 124 M parameters, RMSprop, which torch does not fuse",
+    ("gpt2-124m-bfloat16", "Adam"): "GPT-2 in bfloat16, Adam",
+    ("one-64m", "Adam"): "one float32 tensor of 64 M, Adam: memory is the limit",
+}
+
+
+def cold(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
+    """Small workloads, in the caches and after something else has used them."""
+    measured = [case for case in cases if "cold" in case and case["cold"]["speedup"]]
+    return Table(
+        ("workload", "optimizer", OURS, "cold", "torch's fastest", "cold", "ratio", "cold"),
+        [
+            [
+                case["workload"],
+                case["optimizer"],
+                *(
+                    format_seconds(timed["peers"][who]["median"])
+                    for who, timed in (
+                        (OURS, case),
+                        (OURS, case["cold"]),
+                        (case["fastest_torch"], case),
+                        (case["cold"]["fastest_torch"], case["cold"]),
+                    )
+                ),
+                speedup_cell(case),
+                speedup_cell(case["cold"]),
+            ]
+            for case in measured
+        ],
+        "Median time of a step, in a loop of nothing else, and cold: single steps, each after a "
+        "forward and backward pass of an MLP on 64 images. Workloads of several tensors with up to "
+        "four million elements; larger ones are in no cache. ratio as above.",
     )
 
 
@@ -77,10 +156,12 @@ def peer_cell(case: dict[str, Any], name: str) -> str:
 
 
 def speedup_cell(case: dict[str, Any]) -> str:
-    """The ratio to torch's fastest, and whether it is a tie."""
+    """The ratio to torch's fastest, and whether it is a tie or unsettled."""
     if case["speedup"] is None:
         return "-"
-    return three_digits(case["speedup"]["median"]) + (" tie" if case["tie"] else "")
+    mark = " tie" if case["tie"] else ""
+    mark += " unsettled" if case.get("unsettled") else ""
+    return three_digits(case["speedup"]["median"]) + mark
 
 
 def details(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
@@ -91,8 +172,8 @@ def details(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     counted = [case for case in cases if "ratios" in case]
     return Table(
         (
-            "workload", "optimizer", "tensors", "elements", "MB", "spread", "of ratio", "state",
-            "first step",
+            "workload", "optimizer", "tensors", "elements", "MB", "rounds", "spread", "of ratio",
+            "state", "first step",
         ),
         [
             [
@@ -101,6 +182,7 @@ def details(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
                 f"{case['tensors']:,}",
                 format_count(case["elements"]),
                 three_digits(case["ideal_bytes"] / 1e6),
+                _rounds(case["peers"][OURS]),
                 spread(case["peers"][OURS]),
                 spread(case["speedup"]) if case["speedup"] else "-",
                 three_digits(case["peers"][OURS]["state_bytes_per_parameter"]),
@@ -108,18 +190,24 @@ def details(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
             ]
             for case in counted
         ],
-        "MB: what the step has to move. spread: half the distance between the quartiles, of "
-        "fusedopt's time and of the ratio, over the median. state: bytes a parameter. first step: "
-        "fusedopt's, which creates the states.",
+        "MB: what the step has to move. rounds: those that count, of all; the others fell into "
+        "another phase of the machine. spread: half the distance between the quartiles, of "
+        "fusedopt's time and of the ratio, over the median. state: bytes per parameter. first "
+        "step: fusedopt's, which creates the states.",
         notes=[*_other_states(counted), *_compile_times(counted)],
     )  # fmt: skip
+
+
+def _rounds(timed: dict[str, Any]) -> str:
+    kept = len(timed["seconds"])
+    return f"{kept} of {kept + len(timed.get('left_out', ()))}"
 
 
 def _other_states(cases: list[dict[str, Any]]) -> list[str]:
     """A line for every peer whose states have another size."""
     key = "state_bytes_per_parameter"
     return [
-        f"{name} has {three_digits(timed[key])} bytes of state a parameter: "
+        f"{name} has {three_digits(timed[key])} bytes of state per parameter: "
         f"{case['workload']}, {case['optimizer']}"
         for case in cases
         for name, timed in case["peers"].items()

@@ -12,8 +12,8 @@ from . import report
 from .table import Table, format_seconds, three_digits
 
 
-class DifferentConditionsError(ValueError):
-    """Two results that were not measured on the same machine in the same way."""
+class NotComparableError(ValueError):
+    """A file that is no result, or two that were not measured on one machine in the same way."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,14 @@ def print_comparison(before: Path, after: Path, threshold: float, force: bool) -
         force: compare whatever the conditions.
 
     Raises:
-        DifferentConditionsError: machine, threads, dtype or settings differ, without ``force``.
+        NotComparableError: a file is not one that ``fusedopt bench --json`` has written; or
+            machine, threads, dtype or settings differ, without ``force``.
     """
-    old, new = (json.loads(path.read_text()) for path in (before, after))
+    old, new = read(before), read(after)
     different = differences(old, new)
     if different and not force:
         listed = "; ".join(different)
-        raise DifferentConditionsError(f"not comparable without --force: {listed}")
+        raise NotComparableError(f"not comparable without --force: {listed}")
     changes = compare(old, new)
     regressions = [change for change in changes if change.is_regression(threshold)]
     report.show_table(table(changes, threshold))
@@ -77,6 +78,25 @@ def print_comparison(before: Path, after: Path, threshold: float, force: bool) -
         [f"{len(regressions)} of {sum(c.peer == OURS for c in changes)} cases of {OURS} slower"]
     )
     return bool(regressions)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result.
+
+    Raises:
+        NotComparableError: the file cannot be read, or holds something else.
+    """
+    try:
+        result = json.loads(path.read_text())
+        _conditions(result)
+        _timings(result)
+    except OSError as error:
+        raise NotComparableError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise NotComparableError(
+            f"{path} is not a file that fusedopt bench --json has written"
+        ) from None
+    return dict(result)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -95,7 +115,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _conditions(result: dict[str, Any]) -> dict[str, Any]:
     top = {key: result[key] for key in ("isa", "threads", "environment")}
     settings = {"device": "cpu", **result["settings"]}
-    return {**result["machine"], **top, **settings}
+    machine = dict(result["machine"])
+    # What the system keeps for itself differs from start to start.
+    machine["memory in GiB"] = round(machine.pop("memory_bytes") / 2**30)
+    return {**machine, **top, **settings}
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:

@@ -15,15 +15,17 @@ from . import tables
 from .table import Table
 
 
-def show(result: dict[str, Any]) -> None:
-    """Prints every table of the result."""
-    for table in tables.all_tables(result).values():
-        show_table(table)
+def show(result: dict[str, Any], aims: bool = False) -> None:
+    """Prints every table of the result; that of the aims where it is asked for."""
+    for name, table in tables.all_tables(result).items():
+        if name not in tables.ASKED_FOR or (aims and name == tables.AIMS):
+            show_table(table)
     say((*tables.skipped(result), tables.conditions(result)))
 
 
 def show_table(table: Table) -> None:
-    """Prints one table with its notes and its legend."""
+    """Prints one table with its lead, its notes and its legend."""
+    say(table.lead)
     shown = RichTable(box=box.SIMPLE_HEAD, padding=0)
     for position, column in enumerate(table.columns):
         justify: JustifyMethod = "left" if position < table.words else "right"
@@ -54,7 +56,12 @@ def markdown(result: dict[str, Any], name: str = "steps") -> str:
     rows = [table.columns, rules, *table.rows]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = "".join(f"- {line}\n" for line in table.notes)
-    parts = (tables.conditions(result) + ":", lines, notes.strip(), table.legend)
+    parts = (
+        " ".join((tables.conditions(result) + ":", *table.lead)),
+        lines,
+        notes.strip(),
+        table.legend,
+    )
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

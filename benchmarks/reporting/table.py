@@ -17,6 +17,7 @@ class Table:
         legend: what the columns say.
         words: how many columns, from the left, are words and not numbers.
         notes: lines about single rows.
+        lead: lines that are to be read ahead of the table.
     """
 
     columns: Sequence[str]
@@ -24,6 +25,7 @@ class Table:
     legend: str
     words: int = 2
     notes: Sequence[str] = ()
+    lead: Sequence[str] = ()
 
 
 def is_gpu(result: dict[str, Any]) -> bool:

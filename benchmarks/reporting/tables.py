@@ -9,10 +9,15 @@ from . import case_tables, part_tables
 from .table import Table, is_gpu
 from .targets import targets
 
+AIMS = "targets"
+
+# Made for documents and maintainers, and not shown after a run.
+ASKED_FOR = ("overview", AIMS)
+
 
 def all_tables(result: dict[str, Any]) -> dict[str, Table]:
     """Every table for which the result has rows, by name."""
-    cases = dict.fromkeys(("steps", "details", "targets"), result["cases"])
+    cases = dict.fromkeys(("overview", "steps", "cold", "details", AIMS), result["cases"])
     rows = {**cases, **result.get("parts", {})}
     made = {name: make(rows[name], result) for name, make in _TABLES.items() if rows.get(name)}
     return {name: table for name, table in made.items() if table.rows}
@@ -61,12 +66,14 @@ def _gpu(result: dict[str, Any]) -> tuple[str, ...]:
 
 
 _TABLES: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], Table]] = {
+    "overview": case_tables.overview,
     "steps": case_tables.steps,
+    "cold": case_tables.cold,
     "details": case_tables.details,
     "tensors": part_tables.family,
     "elements": part_tables.family,
     "threads": part_tables.threads,
     "training": part_tables.training,
     "costs": part_tables.costs,
-    "targets": targets,
+    AIMS: targets,
 }

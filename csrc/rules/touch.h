@@ -1,5 +1,6 @@
 // Not an optimizer: reads and writes the memory that a rule with as many states would, and computes
-// next to nothing. Its time is the floor that the benchmark measures the rules against.
+// next to nothing. Its time is the floor that the benchmark measures the rules against. With a rate
+// of 0 all values stay what they were, so that it may take the states of others.
 #pragma once
 
 #include <array>
@@ -42,11 +43,12 @@ struct Touch {
   }
 
   template <unsigned variant, class T>
-  FUSEDOPT_FN static T update(T, T grad, T& first, T& second, T& third, const Scalars<T>&) {
-    if constexpr (uses(variant, 0)) first = first + grad;
-    if constexpr (uses(variant, 1)) second = second + grad;
-    if constexpr (uses(variant, 2)) third = third + grad;
-    return -grad;
+  FUSEDOPT_FN static T update(T, T grad, T& first, T& second, T& third, const Scalars<T>& s) {
+    const T added = grad * s.lr;
+    if constexpr (uses(variant, 0)) first = first + added;
+    if constexpr (uses(variant, 1)) second = second + added;
+    if constexpr (uses(variant, 2)) third = third + added;
+    return -added;
   }
 };
 

@@ -101,6 +101,26 @@ def test_other_conditions_are_refused_without_force(path, value, result, invoke)
     assert invoke(changed, "--force").exit_code == 0
 
 
+def test_memory_that_the_system_keeps_for_itself_does_not_count(result, invoke):
+    changed = copy.deepcopy(result)
+    changed["machine"]["memory_bytes"] -= 12_000
+    assert invoke(changed).exit_code == 0
+    changed["machine"]["memory_bytes"] //= 2
+    assert invoke(changed).exit_code == 2
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"cases": 1}', "no JSON", "\udcff"])
+def test_a_file_that_is_no_result_is_refused_by_name(text, tmp_path):
+    path = tmp_path / "foreign.json"
+    if text is not None:
+        path.write_bytes(text.encode(errors="surrogateescape"))
+    for arguments in ([path, RESULT], [RESULT, path], [tmp_path, RESULT]):
+        outcome = CliRunner().invoke(app, ["compare", *map(str, arguments)], terminal_width=500)
+        assert outcome.exit_code == 2
+        assert not isinstance(outcome.exception, Exception)
+        assert str(arguments[0] if arguments[0] != RESULT else path) in outcome.output
+
+
 def test_cases_that_only_one_has_are_left_out(result):
     changed = copy.deepcopy(result)
     del changed["cases"][0]

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from fusedopt.names import find_name
 from fusedopt.plotting.style import LIGHT, THEMES, save_themed, themed
 from fusedopt.plotting.trajectories.drawing import FRAMES, draw_all, draw_frames, draw_one
 from fusedopt.plotting.trajectories.search import CRITERION, OPTIMIZERS, RATES, search
@@ -46,7 +46,7 @@ def draw_trajectories(
         The files that were written. The same arguments give the same files.
 
     Raises:
-        typer.BadParameter: a surface or an optimizer that there is not.
+        UnknownNameError: a surface or an optimizer that there is not.
     """
     chosen_surfaces = _chosen(surfaces, SURFACES)
     chosen = _chosen(optimizers, OPTIMIZERS)
@@ -78,10 +78,8 @@ def print_trajectories(*args: Any) -> None:
 
 def _chosen(names: Sequence[str], table: Mapping[str, Entry]) -> dict[str, Entry]:
     """The named entries in the order of the table; all, if none is named."""
-    for name in names:
-        if name not in table:
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(table)}")
-    return {name: entry for name, entry in table.items() if name in names or not names}
+    chosen = {find_name(name, table) for name in names}
+    return {name: entry for name, entry in table.items() if name in chosen or not names}
 
 
 def _write_rates(paths: Paths, steps: int, file: FilePath) -> FilePath:
