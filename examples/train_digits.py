@@ -59,6 +59,12 @@ NOTE = (
 )
 
 
+def options_note() -> str:
+    """Which optimizers are trained with an option that their names do not say."""
+    names = [row.name for row in ROWS if lookahead(row)]
+    return f"{', '.join(names)}: with Nesterov's momentum, here and in torch."
+
+
 def twins_note() -> str:
     """Which optimizers are compared with another class of torch than that of their name."""
     said = []
@@ -302,7 +308,7 @@ def print_table(report: dict[str, Any]) -> None:
         table.add_row(*row.values())
     console = Console()
     console.print(table)
-    console.print(f"{describe(report)}\n{NOTE} {twins_note()}", highlight=False)
+    console.print(f"{describe(report)}\n{NOTE} {options_note()} {twins_note()}", highlight=False)
 
 
 def print_markdown(report: dict[str, Any]) -> None:
@@ -311,7 +317,7 @@ def print_markdown(report: dict[str, Any]) -> None:
     rules = ["---" if heading == "Optimizer" else "--:" for heading in rows[0]]
     for cells in (list(rows[0]), rules, *(row.values() for row in rows)):
         print(f"| {' | '.join(cells)} |")
-    print(f"\n{describe(report)} {NOTE} {twins_note()}")
+    print(f"\n{describe(report)} {NOTE} {options_note()} {twins_note()}")
 
 
 def main(

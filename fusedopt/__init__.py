@@ -1,4 +1,4 @@
-"""Optimizer steps for PyTorch in one native call, with the same bits on every machine.
+"""Optimizer steps for PyTorch in one native call, with the bits of a NumPy reference.
 
 Of NaN, which elements are one is the same, and in 16 bits also which NaN it is; in float32 and
 float64 that is the processor's choice.

@@ -51,8 +51,7 @@ def from_torch(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
             since what it adds would be lost; so is an object whose ``step`` has been replaced,
             other than by a scheduler of torch.
         NotImplementedError: a group with ``differentiable=True`` or a complex parameter.
-        ValueError: a parameter that is a negated view, or a state whose dtype is not the
-            parameter's; ``load_state_dict`` would cast it.
+        ValueError: a parameter that is a negated view, or a state of a dtype that no kernel reads.
 
     An optimizer that is refused is left as it was.
     """

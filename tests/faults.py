@@ -301,8 +301,8 @@ MUTANTS = [
     ),
     *rule(
         "csrc/bindings/optimizer_state.cpp",
-        ("a new state of any kind", "if (!torch_.is_tensor(tensor)) {\n    throw Refusal("
-         "Refusal::kType, \"new", "if (false) {\n    throw Refusal(Refusal::kType, \"new"),
+        ("a new state of any kind", "torch_.require_tensor(tensor, (\"new",
+         "if (false) torch_.require_tensor(tensor, (\"new"),
     ),
     *rule(
         "csrc/bindings/torch_tensors.cpp",

@@ -19,7 +19,10 @@ RULES = sorted((ROOT / "csrc" / "rules").glob("*.h"))
 # lists that no program could make: the rows, the rules that are compiled, other packages' classes.
 OWN_FILES = ("csrc/rules/{}.h", "fusedopt/reference/{}.py", "fusedopt/optimizers/{}.py")
 LISTS = {"csrc/rules/registry.h", "benchmarks/contestants/others.py", "fusedopt/checking/rows.py"}
-LISTING_DOCUMENTS = ("README.md", "CHANGELOG.md", "benchmarks/README.md", "docs/pictures.md")
+LISTING_DOCUMENTS = (
+    "README.md", "CHANGELOG.md", "benchmarks/README.md", "docs/digits.md", "docs/pictures.md",
+    "docs/teaching.md",
+)  # fmt: skip
 # Where one is chosen: for most of the benchmark, for what it trains, and for an example.
 CHOICES = {
     "Adam": {"benchmarks/contestants/contests.py"},
@@ -102,7 +105,7 @@ PYTHON_LAYERS = {
         "reference": {"reference"},
         "optimizers": {"optimizers", "_native", "forks", "hooks", "modes"},
         "checking": {"checking", "optimizers", "reference", "_native"},
-        "plotting": {"plotting", "checking", "optimizers"},
+        "plotting": {"plotting", "checking", "optimizers", "names"},
     },
     "benchmarks": {
         "workloads": {"workloads"},

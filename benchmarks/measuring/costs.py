@@ -1,4 +1,4 @@
-"""What comes before the steady state, and beside time: import, construction, states, memory."""
+"""What comes before the steady state: import, construction, states, memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(json.dumps([middle - start, time.perf_counter() - middle]))
 
 
 def costs(conditions: Conditions, bars: Bars) -> list[dict[str, Any]]:
-    """Rows of what is measured, who, and how much, in seconds or in bytes a parameter."""
+    """Rows of what is measured, who, and how much, in seconds or in bytes per parameter."""
     return [
         *import_times(7, bars),
         *first_steps(conditions, bars),
@@ -90,7 +90,7 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def peak_memory(conditions: Conditions, bars: Bars) -> list[dict[str, Any]]:
-    """What two steps add to the resident memory of a process at most, a parameter."""
+    """What two steps add to the resident memory of a process at most, per parameter."""
     bars.start("peak memory")
     dtype = str(conditions.dtype).removeprefix("torch.")
     rows = []

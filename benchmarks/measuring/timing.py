@@ -106,7 +106,7 @@ class HostClock:
     """Times steps that are done when they return."""
 
     def measure(self, step: Step, timing: Timing) -> None:
-        """Adds the seconds a step, over ``timing.steps`` steps in a row, to ``timing``."""
+        """Adds the seconds per step, over ``timing.steps`` steps in a row, to ``timing``."""
         start = time.perf_counter()
         for _ in range(timing.steps):
             step()
@@ -146,7 +146,7 @@ class GpuClock:
         self._end = torch.cuda.Event(enable_timing=True)
 
     def measure(self, step: Step, timing: Timing) -> None:
-        """Adds the seconds a step, over ``timing.steps`` steps in a row, to ``timing``."""
+        """Adds the seconds per step, over ``timing.steps`` steps in a row, to ``timing``."""
         torch.cuda.synchronize()
         start = time.perf_counter()
         self._start.record()
@@ -168,7 +168,7 @@ def clock_of(device: str) -> Clock:
 
 
 def estimate(step: Step, measurement: float, clock: Clock) -> float:
-    """Seconds a step, roughly: a short step, which varies more, is taken several times."""
+    """Seconds per step, roughly: a short step, which varies more, is taken several times."""
     timing = Timing(1)
     clock.measure(step, timing)
     if timing.seconds[-1] < measurement:

@@ -57,7 +57,8 @@ def markdown(result: dict[str, Any], name: str = "steps") -> str:
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = "".join(f"- {line}\n" for line in table.notes)
     parts = (
-        " ".join((tables.conditions(result) + ":", *table.lead)),
+        " ".join(table.lead),
+        tables.conditions(result) + ":",
         lines,
         notes.strip(),
         table.legend,

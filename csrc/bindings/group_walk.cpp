@@ -109,10 +109,7 @@ void GroupWalk::collect_param(PyObject* param, PyObject* grad) {
   const Location& location = memory_.location;
   const GroupPlan& group = memory_.groups[static_cast<size_t>(location.group)];
   const bool counts_steps = rule_.info.counts_steps;
-  if (!torch_.is_tensor(grad)) {
-    throw Refusal(Refusal::kType, std::string("the gradient is not a tensor but of class ") +
-                                      Py_TYPE(grad)->tp_name);
-  }
+  torch_.require_tensor(grad, "the gradient");
   ParamPlan plan{.group_index = location.group, .param_index = location.param, .param = param};
   plan.touched = static_cast<uint32_t>(memory_.touched.size());
   plan.first_operand = static_cast<uint32_t>(memory_.operands.size());
@@ -179,10 +176,7 @@ void GroupWalk::resolve(const Unresolved& unresolved) {
   }
   const char* const name =
       is_step ? "state 'step'" : rule_.info.operand_names[memory_.operands_of(plan)[position].role];
-  if (!torch_.is_tensor(tensor)) {
-    throw Refusal(Refusal::kType,
-                  std::string(name) + " is not a tensor but of class " + Py_TYPE(tensor)->tp_name);
-  }
+  torch_.require_tensor(tensor, name);
   // Gradients have been asked before, and negated ones are copies by now.
   if (!is_grad && torch_.is_negated_view(tensor)) {
     throw Refusal(Refusal::kValue, std::string(name) + " is a negated view of its memory");

@@ -61,10 +61,7 @@ PyObject* OptimizerState::create(ParamPlan& plan, PyObject* group, PyObject* nam
     operand->initial = initial;
     tensor = PyTuple_GET_ITEM(tensor, 0);
   }
-  if (!torch_.is_tensor(tensor)) {
-    throw Refusal(Refusal::kType, "new state '" + to_string(name) +
-                                      "' is not a tensor but of class " + Py_TYPE(tensor)->tp_name);
-  }
+  torch_.require_tensor(tensor, ("new state '" + to_string(name) + "'").c_str());
   replace(plan, name, tensor);
   return tensor;
 }

@@ -151,6 +151,12 @@ bool TorchTensors::is_tensor(PyObject* object) const {
          PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()));
 }
 
+void TorchTensors::require_tensor(PyObject* object, const char* what) const {
+  if (is_tensor(object)) return;
+  throw Refusal(Refusal::kType,
+                std::string(what) + " is not a tensor but of class " + Py_TYPE(object)->tp_name);
+}
+
 PyObject* TorchTensors::unwrap(PyObject* tensor, PyObject* param, bool is_grad,
                                KeepAlive& keep) const {
   return keep.steal(take(PyObject_CallFunctionObjArgs(local_tensor_.ptr(), tensor, param,

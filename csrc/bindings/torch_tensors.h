@@ -36,6 +36,8 @@ class TorchTensors {
   PyObject* copy_of_zeros(PyObject* tensor, KeepAlive& keep) const;
 
   bool is_tensor(PyObject* object) const;
+  // Throws Refusal, which calls the object `what`, if it is none.
+  void require_tensor(PyObject* object, const char* what) const;
   // Whether its values are those in memory with the sign flipped. May run Python code.
   bool is_negated_view(PyObject* tensor) const;
   // Throws Refusal if the library says so; where it cannot tell, is_negated_view() has.

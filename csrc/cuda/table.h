@@ -43,7 +43,7 @@ FUSEDOPT_FN constexpr unsigned lanes_of(const Kind& kind) {
 struct Entry {
   void* step;  // null where the host counts, or nobody does
   int64_t numel;
-  uint32_t first_chunk;  // the chunks of all entries are numbered through, one a block
+  uint32_t first_chunk;  // the chunks of all entries are numbered through, one per block
   uint32_t scalars;      // offset of the scalars or, where the kernel derives them, of the options
   uint32_t walk;         // offset of the numbers of a Walk
   uint32_t formats;      // of the operands, kFormatBits each

@@ -1,7 +1,8 @@
 // Kingma, Ba: Adam: A Method for Stochastic Optimization, ICLR 2015, algorithm 1; amsgrad: Reddi,
 // Kale, Kumar: On the Convergence of Adam and Beyond, ICLR 2018, algorithm 2, with the maximum
 // taken before bias correction as in torch.optim.Adam. AdamW (Loshchilov, Hutter: Decoupled Weight
-// Decay Regularization, ICLR 2019) is this rule with the decoupled decay of shared.h.
+// Decay Regularization, ICLR 2019) is this rule with the decoupled decay of shared.h, which torch,
+// unlike the paper, multiplies with the learning rate.
 #pragma once
 
 #include <array>

@@ -8,6 +8,11 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
+# Accents have glyphs of their own; those of the keyboard, which latex2mathml takes, hang too low.
+_ACCENTS = {
+    "<mo>&#x0005E;</mo></mover>": '<mo stretchy="false">&#x002C6;</mo></mover>',
+    '<mo stretchy="false">&#x0007E;</mo></mover>': '<mo stretchy="false">&#x002DC;</mo></mover>',
+}
 # What pymdownx.arithmatex makes of $...$ and $$...$$ in its generic form.
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
@@ -16,7 +21,10 @@ _FORMULA = re.compile(
 
 def _mathml(match: re.Match[str]) -> str:
     display = "block" if match["tag"] == "div" else "inline"
-    return convert(html.unescape(match["latex"]).strip(), display=display)
+    mathml = convert(html.unescape(match["latex"]).strip(), display=display)
+    for low, high in _ACCENTS.items():
+        mathml = mathml.replace(low, high)
+    return mathml
 
 
 def on_page_content(content: str, **_: Any) -> str:

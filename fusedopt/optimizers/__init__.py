@@ -1,1 +1,1 @@
-"""The classes: one file a rule, and in ``base.py`` what they share."""
+"""The classes: one file per rule, and in ``base.py`` what they share."""

@@ -28,7 +28,7 @@ class Adadelta(FusedOptimizer, torch.optim.Adadelta):
         capturable: for CUDA graphs: the device counts the steps and reads a learning rate that is a
             tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
         maximize: follow the gradient instead of its negative.
-        foreach, fused: accepted, select nothing: there is one implementation.
+        foreach, fused: accepted; neither selects an implementation, because there is only one.
         differentiable: not supported; True raises ``NotImplementedError``.
 
     State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),

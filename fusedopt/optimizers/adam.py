@@ -28,7 +28,7 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         capturable: for CUDA graphs: the device counts the steps and reads a learning rate that is a
             tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
         decoupled_weight_decay: decay the parameter itself, as AdamW does.
-        foreach, fused: accepted, select nothing: there is one implementation.
+        foreach, fused: accepted; neither selects an implementation, because there is only one.
         differentiable: not supported; True raises ``NotImplementedError``.
 
     State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
@@ -46,9 +46,10 @@ class Adam(FusedOptimizer, torch.optim.Adam):
 class AdamW(Adam, torch.optim.AdamW):
     r"""AdamW with the signature and results of ``torch.optim.AdamW``.
 
-    :class:`Adam` with decoupled weight decay, ``param = param * (1 - lr * weight_decay)`` ahead of
+    :class:`Adam` with decoupled weight decay, ``param = param * (1 - lr * weight_decay)`` before
     the update, 1e-2 by default; arguments, state and errors are Adam's.
 
-    Source: Loshchilov, Hutter, Decoupled Weight Decay Regularization, ICLR 2019, algorithm 2.
+    Source: Loshchilov, Hutter, Decoupled Weight Decay Regularization, ICLR 2019, algorithm 2, in
+    the form of torch, where ``lr`` multiplies the decay, too.
     Reference: :func:`fusedopt.reference.adam` with ``decoupled_weight_decay=True``.
     """

@@ -27,8 +27,8 @@ def local_tensor(
     """The plain tensor that holds the memory of a tensor of some other class.
 
     A DTensor is stepped as its local shard; the result of a collective, once it is there. A
-    subclass that adds behaviour to plain memory, such as a user's own Parameter class, is that
-    memory.
+    subclass that adds behaviour to plain memory, such as a user's own Parameter class, is stepped
+    as that memory.
 
     Args:
         tensor: a parameter, gradient or state.
@@ -106,14 +106,14 @@ def refuse_fused_with_foreach(fused: bool | None, foreach: bool | None) -> None:
 class FusedOptimizer(torch.optim.Optimizer):
     """Base of the optimizers: steps all parameter groups in one native call.
 
-    A subclass names its rule. The native side reads groups, gradients and state afresh at every
+    A subclass names its rule. The native side reads groups, gradients and state again at every
     step, asks ``_create_state`` for state that does not exist yet, refuses a step that cannot be
     done before anything is written, and tells autograd which parameters changed.
 
-    ``foreach`` and ``fused`` select no implementation: there is one. With ``fused=True`` step
-    counts are on the parameter's device, as in torch, and as there the constructor refuses both at
-    once with ``RuntimeError``. ``differentiable=True`` is not supported and
-    raises ``NotImplementedError``.
+    ``foreach`` and ``fused`` select no implementation, because there is only one. As in torch, step
+    counts are on the parameter's device with ``fused=True``, and the constructor refuses both at
+    once with ``RuntimeError``. ``differentiable=True`` is not supported and raises
+    ``NotImplementedError``.
 
     ``torch.amp.GradScaler`` leaves unscaling and skipping to ``step``, which reads the scaler's
     tensors where they are. Gradients are unscaled in place, as torch's fused optimizers do it. With
@@ -246,8 +246,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             NotImplementedError: a parameter on a device for which there is no engine.
             AssertionError: ``capturable=True`` with a parameter or a step count on the CPU.
 
-        All leave parameters and state untouched, and name the parameter group and the parameter,
-        where it is for one of them.
+        All of these leave parameters and state untouched. The message names the parameter group and
+        the parameter, where the error belongs to one of them.
         """
         try:
             if self._is_observed():

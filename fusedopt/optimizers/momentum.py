@@ -35,7 +35,7 @@ class Momentum(FusedOptimizer):
         maximize: follow the gradient instead of its negative.
         capturable: for CUDA graphs: the device counts the steps and reads a learning rate that is a
             tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
-        foreach, fused: accepted, select nothing: there is one implementation.
+        foreach, fused: accepted; neither selects an implementation, because there is only one.
         differentiable: not supported; True raises ``NotImplementedError``.
 
     State: ``velocity``, of the parameter's shape and dtype.

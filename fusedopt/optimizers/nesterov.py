@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Nesterov(Momentum):
-    r"""Nesterov's accelerated gradient in its textbook form, with one forward pass a step.
+    r"""Nesterov's accelerated gradient in its textbook form, with one forward pass per step.
 
     .. code-block:: text
 
@@ -57,9 +57,9 @@ class Nesterov(Momentum):
     def at_iterate(self) -> AbstractContextManager[None]:
         """Puts the iterate ``x`` into the parameters for as long as the context lasts.
 
-        On leaving, also by an exception, the lookahead point is restored bit for bit; what Ctrl-C
-        raises meanwhile is held off until all of it is. Takes memory for one copy of the parameters
-        that have a velocity. Where code around the context keeps it from being left (an
+        On leaving, also by an exception, the lookahead point is restored bit for bit. What Ctrl-C
+        raises meanwhile is held back until all of it is restored. This takes memory for one copy of
+        the parameters that have a velocity. If other code keeps the context from being left (an
         ``ExitStack`` that is interrupted in its own code), :meth:`leave_iterate` restores as well.
 
         Raises:

@@ -31,8 +31,9 @@ def adam(
 
     Kingma, Ba: Adam: A Method for Stochastic Optimization, ICLR 2015, algorithm 1; amsgrad: Reddi,
     Kale, Kumar: On the Convergence of Adam and Beyond, ICLR 2018, algorithm 2, with the maximum
-    taken ahead of bias correction as in torch.optim.Adam; AdamW: Loshchilov, Hutter: Decoupled
-    Weight Decay Regularization, ICLR 2019, algorithm 2.
+    taken before bias correction as in torch.optim.Adam; AdamW: Loshchilov, Hutter: Decoupled
+    Weight Decay Regularization, ICLR 2019, algorithm 2, with the decay multiplied by the learning
+    rate as in torch.optim.AdamW.
     """
     scalar = param.dtype.type
     param, grad = apply_shared(param, grad, lr, weight_decay, maximize, decoupled_weight_decay)

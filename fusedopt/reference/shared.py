@@ -1,4 +1,4 @@
-"""What rules share: the sign and weight decay that come ahead of each, and arithmetic."""
+"""What rules share: the sign and weight decay that come before each, and arithmetic."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def apply_shared(
     maximize: bool,
     decoupled_weight_decay: bool = False,
 ) -> tuple[Array, Array]:
-    """What comes ahead of every rule: the sign for ``maximize``, and weight decay.
+    """What comes before every rule: the sign for ``maximize``, and weight decay.
 
     The L2 penalty adds to the gradient; decoupled decay shrinks the parameter instead (Loshchilov,
-    Hutter, ICLR 2019, algorithm 2).
+    Hutter, ICLR 2019, algorithm 2, with the decay multiplied by the learning rate as in torch).
     """
     scalar = param.dtype.type
     if maximize:

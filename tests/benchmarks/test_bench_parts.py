@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.figure
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -24,6 +25,7 @@ from fusedopt.benchmarks.measuring.measure import (
 from fusedopt.benchmarks.reporting import plots, report, tables, targets
 from fusedopt.benchmarks.workloads.tensors import ELEMENTS, TENSORS, WORKLOADS, equal_tensors
 from fusedopt.cli import app
+from fusedopt.plotting.style import LIGHT
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -196,6 +198,14 @@ def test_pictures_are_drawn_in_both_themes(result, tmp_path):
              for theme in ("light", "dark")}  # fmt: skip
     assert {path.name for path in paths} == names == {path.name for path in tmp_path.iterdir()}
     assert all("<svg" in path.read_text() for path in paths)
+
+
+@pytest.mark.parametrize(("times", "said"), [([1.0, 0.5, 0.2], 1), ([1.0, 0.95, 2.0], 0)])
+def test_a_picture_says_why_times_are_below_the_memorys_limit(times, said):
+    panel = matplotlib.figure.Figure().subplots()
+    limits = dict.fromkeys(range(3), 1.0)
+    plots._say_what_is_cached(panel, dict(enumerate(times)), limits, LIGHT)
+    assert [text.get_text() for text in panel.texts] == ["in the caches"] * said
 
 
 def test_a_run_draws_what_it_has_measured(tmp_path, monkeypatch, capsys):

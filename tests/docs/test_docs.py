@@ -236,6 +236,18 @@ def test_files_that_the_own_rule_page_names_exist():
         assert (ROOT / name).exists(), name
 
 
+def test_the_repositorys_address_is_that_of_the_package(monkeypatch, tmp_path):
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "hooks")
+    repository = importlib.import_module("repository")
+    monkeypatch.setattr(repository, "ROOT", tmp_path)
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project.urls]\n# Repository = "https://example.org/none"\n')
+    assert repository.address() == ""
+    project.write_text('[project.urls]\nRepository = "https://example.org/fusedopt/"\n')
+    assert repository.address() == "https://example.org/fusedopt"
+
+
 def test_hooks_take_code_and_pictures_from_the_files(monkeypatch):
     """A function that is renamed, or a header without arithmetic, fails the site's build."""
     plugin_error = pytest.importorskip("mkdocs.exceptions").PluginError
@@ -246,7 +258,7 @@ def test_hooks_take_code_and_pictures_from_the_files(monkeypatch):
     assert "Sutskever" not in sgd
     native = sources.native_functions("csrc/rules/adam.h")
     assert native.startswith("template <class T>\nFUSEDOPT_FN static Scalars<T> derive(")
-    assert native.endswith("param = param - s.step_size * exp_avg / denom;\n}")
+    assert native.endswith("return s.step_size * exp_avg / denom;\n}")
     html = '<picture>\n<source srcset="d.svg">\n<img src="l.svg" alt="A\npath">\n</picture>'
     images = sources.on_page_markdown(html, page=None)
     assert images == "![A path](l.svg#only-light)\n![A path](d.svg#only-dark)"

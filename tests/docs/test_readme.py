@@ -20,7 +20,7 @@ DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchma
 
 def test_benchmark_table_is_that_of_the_results_file():
     (name,) = set(re.findall(r"\]\((benchmarks/results/[\w-]+\.json)\)", README))
-    assert markdown(json.loads((ROOT / name).read_text())).strip() in README
+    assert markdown(json.loads((ROOT / name).read_text()), "overview").strip() in README
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -36,7 +36,7 @@ def test_digits_table_is_that_of_the_results_file():
         [sys.executable, script, "--markdown-from", path],
         capture_output=True, text=True, check=True, encoding="utf-8",
     ).stdout  # fmt: skip
-    assert table.strip() in README
+    assert table.strip() in (ROOT / "docs" / "digits.md").read_text()
 
 
 def test_links_within_the_repository_lead_somewhere():

@@ -17,7 +17,15 @@ from typer.testing import CliRunner
 
 from fusedopt.checking.rows import ROWS
 from fusedopt.cli import app
+from fusedopt.plotting.style import LIGHT
 from fusedopt.plotting.trajectories import search as searching
+from fusedopt.plotting.trajectories.drawing import (
+    POINT_MARKS,
+    draw_all,
+    draw_one,
+    mark_every,
+    style_of,
+)
 from fusedopt.plotting.trajectories.search import CRITERION, FLOOR, OPTIMIZERS, TIE, search, walk
 from fusedopt.plotting.trajectories.surfaces import SURFACES
 
@@ -138,13 +146,35 @@ def test_adamw_has_adams_rate(monkeypatch):
     assert search("AdamW", surface, steps).rate != adams
 
 
+def test_points_have_marks_that_no_optimizer_has():
+    lines = {style_of(name, LIGHT).marker for name in OPTIMIZERS}
+    for look in POINT_MARKS.values():
+        assert look["marker"] not in lines or look.get("mfc") == "none"
+
+
+def test_the_page_says_how_often_a_path_is_marked():
+    steps = json.loads((PICTURES / "trajectories.json").read_text())["steps"]
+    path = search("SGD", SURFACES["valley"], steps, [0.01])
+    page = (PICTURES.parent / "pictures.md").read_text()
+    assert f"{steps} steps each" in page
+    assert f"a marker every {mark_every(path)} steps" in page
+
+
+def test_both_axes_of_a_surface_have_a_name():
+    runs = {"SGD": search("SGD", SURFACES["saddle"], 3, [0.01])}
+    for figure in (draw_all({"saddle": runs}, LIGHT), draw_one({"saddle": runs}, "SGD", LIGHT)):
+        for axes in figure.axes:
+            assert axes.get_xlabel()
+            assert axes.get_ylabel()
+
+
 def invoke(*arguments):
     return CliRunner().invoke(app, ["trajectories", *map(str, arguments)])
 
 
 def test_command_writes_the_same_files_again(tmp_path, monkeypatch):
     monkeypatch.setattr("fusedopt.plotting.trajectories.drawing.FRAMES", 3)
-    names = {f"trajectories{end}" for end in (".png", "-dark.png", ".gif", ".json")}
+    names = {f"trajectories{end}" for end in (".png", ".gif", "-dark.png", "-dark.gif", ".json")}
     names |= {
         f"path-{name}-{theme}.svg" for name in ("sgd", "adamw") for theme in ("light", "dark")
     }

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fusedopt.names import find_name
-from fusedopt.plotting.style import LIGHT, THEMES, save_themed, themed
+from fusedopt.plotting.style import LIGHT, THEMES, Theme, save_themed, themed
 from fusedopt.plotting.trajectories.drawing import FRAMES, draw_all, draw_frames, draw_one
 from fusedopt.plotting.trajectories.search import CRITERION, OPTIMIZERS, RATES, search
 from fusedopt.plotting.trajectories.surfaces import SURFACES
@@ -33,7 +33,7 @@ def draw_trajectories(
     steps: int = 200,
     each: bool = False,
 ) -> list[FilePath]:
-    """Writes ``trajectories.png``, ``-dark.png``, ``.gif`` and ``.json`` into a folder.
+    """Writes ``trajectories.json``, and ``.png`` and ``.gif`` in light and in dark, into a folder.
 
     Args:
         out: the folder, which is made.
@@ -61,9 +61,10 @@ def draw_trajectories(
                 progress.advance(bar)
         files = [_write_rates(paths, steps, out / "trajectories.json")]
         files += _draw_still(paths, out)
-        with themed(LIGHT):
-            frames = progress.track(draw_frames(paths, LIGHT), FRAMES, description="animating")
-            files.append(_write_gif(list(frames), out / "trajectories.gif"))
+        for theme in THEMES:
+            with themed(theme):
+                frames = progress.track(draw_frames(paths, theme), FRAMES, description="animating")
+                files.append(_write_gif(list(frames), _themed_file(out, theme, "gif")))
         for optimizer in progress.track(list(chosen) if each else [], description="drawing each"):
             draw = partial(draw_one, paths, optimizer)
             files += save_themed(draw, out, f"path-{optimizer.lower()}")
@@ -100,10 +101,14 @@ def _write_rates(paths: Paths, steps: int, file: FilePath) -> FilePath:
     return file
 
 
+def _themed_file(out: FilePath, theme: Theme, suffix: str) -> FilePath:
+    return out / f"trajectories{'' if theme is LIGHT else '-' + theme.name}.{suffix}"
+
+
 def _draw_still(paths: Paths, out: FilePath) -> list[FilePath]:
     files = []
     for theme in THEMES:
-        file = out / f"trajectories{'' if theme is LIGHT else '-' + theme.name}.png"
+        file = _themed_file(out, theme, "png")
         with themed(theme):
             draw_all(paths, theme).savefig(file, dpi=110)
         files.append(file)

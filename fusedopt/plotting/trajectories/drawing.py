@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.path import Path as Outline
 from PIL import Image
 
 from fusedopt.plotting.style import COLOURS, MARKERS, Theme
@@ -27,8 +28,15 @@ if TYPE_CHECKING:
     Runs = Mapping[str, Path]  # by optimizer
     Paths = Mapping[str, Runs]  # by surface
 
-KEY = "Circle: start. Star: minimum. Cross: saddle."
+KEY = "Ring: start. Star: minimum. Hourglass: saddle."
 FRAMES = 90
+
+# The marks of points, with shapes that no optimizer has; what is open shows the lines below it.
+POINT_MARKS: dict[str, dict[str, Any]] = {
+    "start": {"marker": "o", "ms": 12, "mfc": "none", "mew": 2},
+    "minimum": {"marker": "*", "ms": 15},
+    "saddle": {"marker": Outline([(-1, -1), (1, -1), (-1, 1), (1, 1), (-1, -1)]), "ms": 11},
+}
 
 # What the picture of one optimizer shows, of the surfaces that there are.
 _PORTRAIT = ("valley", "saddle", "beale")
@@ -37,7 +45,7 @@ _PORTRAIT = ("valley", "saddle", "beale")
 _COLOURS = (None, *COLOURS[:-1])
 _LEVELS = 11
 _GRID = 120  # points of a surface in each direction
-_MARK_EVERY = 10  # steps
+_MARKS = 20  # of an optimizer along its path or its losses
 
 
 @dataclass(frozen=True)
@@ -70,21 +78,32 @@ def draw_surface(axes: Axes, surface: Surface, theme: Theme) -> None:
     axes.contourf(x, y, np.log(np.maximum(loss, levels[0])), np.log(levels), cmap=shades, zorder=0)
     axes.contour(x, y, loss, levels, colors=theme.foreground, linewidths=0.5, alpha=0.25, zorder=0)
     axes.set_rasterization_zorder(0.5)  # as vectors they are most of a file
-    mark: dict[str, Any] = {"color": theme.foreground, "mec": theme.background, "zorder": 4}
     for point in surface.minima:
-        axes.plot(*point, "*", ms=15, **mark)
+        _mark(axes, point, "minimum", theme)
     for point in surface.saddles:
-        axes.plot(*point, "X", ms=10, **mark)
-    axes.plot(*surface.start, "o", ms=10, **mark)
-    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+        _mark(axes, point, "saddle", theme)
+    _mark(axes, surface.start, "start", theme)
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel="x", ylabel="y")
     axes.grid(False)
 
 
+def _mark(axes: Axes, point: tuple[float, float], kind: str, theme: Theme) -> None:
+    """A point of a surface. A closed mark has an edge in the background's colour."""
+    look = POINT_MARKS[kind]
+    edge = theme.foreground if "mfc" in look else theme.background
+    axes.plot(*point, **{"color": theme.foreground, "mec": edge, "zorder": 4, **look})
+
+
+def mark_every(path: Path) -> int:
+    """How many steps lie between two markers, of a path as of its losses."""
+    return max(1, (len(path.points) - 1) // _MARKS)
+
+
 def draw_path(axes: Axes, path: Path, style: Style, width: float = 1.6) -> None:
-    """A line through all iterates, with a marker on every tenth."""
+    """A line through all iterates, with markers on some."""
     axes.plot(
         *path.points.T, ls=style.line, lw=width, color=style.colour,
-        marker=style.marker, ms=3.5 * width, markevery=_MARK_EVERY,
+        marker=style.marker, ms=3.5 * width, markevery=mark_every(path),
     )  # fmt: skip
 
 
@@ -94,7 +113,7 @@ def draw_losses(axes: Axes, runs: Runs, theme: Theme) -> None:
         style = style_of(name, theme)
         axes.plot(
             np.maximum(path.losses, FLOOR / 100), ls=style.line, lw=1.6, color=style.colour,
-            marker=style.marker, ms=5.5, markevery=max(1, len(path.losses) // 8),
+            marker=style.marker, ms=4.5, markevery=mark_every(path),
             label=f"{name}, {path.rate:g}",
         )  # fmt: skip
     axes.set(yscale="log", xlabel="steps", ylabel="loss above the lowest")
@@ -118,7 +137,9 @@ def draw_all(paths: Paths, theme: Theme) -> Figure:
         for optimizer, path in runs.items():
             draw_path(left, path, style_of(optimizer, theme))
         draw_losses(right, runs, theme)
-    figure.supxlabel(f"{KEY} A marker on every tenth step.", fontsize=11)
+    between = mark_every(path)  # the same for all
+    interval = "every step" if between == 1 else f"every {between} steps"
+    figure.supxlabel(f"{KEY} A marker {interval}.", fontsize=11)
     return figure
 
 
