@@ -86,7 +86,8 @@ def overview(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
             for case, text in chosen
         ],
         "Median time of a step. ratio: torch's fastest over fusedopt, the median over rounds of "
-        "both times in one round. tie: within 3% of 1, or 1 between the quartiles.",
+        "both times in one round. tie: within 3% of 1, or 1 between the quartiles. unsettled: "
+        "memory's speed changed by more than a tenth in more than half of the rounds.",
         words=1,
         lead=_first_and_last(chosen),
     )
