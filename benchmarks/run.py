@@ -109,10 +109,9 @@ def run(
         UnknownNameError: a workload, part, optimizer, peer, dtype or device that there is not, or
             not here.
     """
-    device = known_device(device)
+    device, dtype = known_device(device), find_name(dtype, DTYPES)
     chosen = plan(quick, only, optimizers, device, dtype)
     settings = settings or settings_for(device, quick)
-    dtype = find_name(dtype, DTYPES)
     conditions = Conditions(settings, DTYPES[dtype], device, chosen_peers(peers))
     if plot is not None:
         from .reporting import (
@@ -156,7 +155,7 @@ def plan(
     names = [name for name in only if name in workloads] if only else [*workloads]
     if quick and not only:
         names = [name for name in names if name not in LONG]
-    if dtype.lower() != "float32" and not only:
+    if dtype != "float32" and not only:
         names = [name for name in names if workloads[name].dtype is None]
     everything = not (only or optimizers or quick or on_gpu)
     return Plan(

@@ -12,24 +12,25 @@ from typer import Argument, BadParameter, Option
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-MOST_THREADS = 1024
+MOST_THREADS = 1024  # where OpenMP cannot start its threads, it ends the process
 
 
-class _WithNames(TyperCommand):
+def _with_names(find: Callable[[], dict[str, Iterable[str]]]) -> type[TyperCommand]:
     """A command whose help ends with the names that its options take.
 
     They are looked up when the help is shown: finding them imports torch.
     """
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        names = {"bench": _names_of_bench, "trajectories": _names_of_trajectories}
-        lists = names[self.name or ""]()
-        self.epilog = "\n\n".join(f"{what}: {', '.join(of)}." for what, of in lists.items())
-        super().format_help(ctx, formatter)
+    class WithNames(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            self.epilog = "\n\n".join(f"{what}: {', '.join(of)}." for what, of in find().items())
+            super().format_help(ctx, formatter)
+
+    return WithNames
 
 
 def _names_of_bench() -> dict[str, Iterable[str]]:
@@ -97,7 +98,7 @@ def verify() -> None:
     raise typer.Exit(code=1 if print_verification() else 0)
 
 
-@app.command(cls=_WithNames)
+@app.command(cls=_with_names(_names_of_bench))
 def bench(
     quick: Annotated[bool, Option("--quick", help="About a minute on two cores.")] = False,
     only: Annotated[
@@ -147,7 +148,7 @@ def bench(
         raise BadParameter(str(error)) from None
 
 
-@app.command(cls=_WithNames)
+@app.command(cls=_with_names(_names_of_trajectories))
 def trajectories(
     out: Annotated[
         Path, Option(file_okay=False, callback=_writable, help="Write into this folder.")

@@ -26,7 +26,6 @@ from .timing import (
     clock_of,
     extend,
     interleave,
-    is_unsettled,
 )
 
 Groups = list[dict[str, Any]]
@@ -165,7 +164,6 @@ def measure_case(
         "elements": elements,
         "groups": len(workload.groups),
         **derive(timings, contest.ideal_bytes(elements, param.itemsize)),
-        "unsettled": is_unsettled(timings[TOUCH]),
         "peers": {
             name: {
                 **describe_timing(timing),

@@ -210,7 +210,7 @@ def interleave(
     with _no_garbage_collection():
         for _ in range(1 if floor is None else _MOST_ATTEMPTS):
             _measure_rounds(rounds, steps, timings, clock, advance)
-            if floor is None or not is_unsettled(timings[floor]):
+            if floor is None or not _most(_in_another_phase(timings[floor].seconds)):
                 break
     if floor is not None:
         other_phase = _in_another_phase(timings[floor].seconds)
@@ -247,10 +247,8 @@ def _in_another_phase(seconds: Sequence[float]) -> list[bool]:
     return [abs(value / median - 1) > _SAME_PHASE for value in seconds]
 
 
-def is_unsettled(floor: Timing) -> bool:
-    """Whether more than half of a floor's rounds are in another phase than its median."""
-    left_out = len(floor.left_out) + sum(_in_another_phase(floor.seconds))
-    return 2 * left_out > len(floor.seconds) + len(floor.left_out)
+def _most(rounds: Sequence[bool]) -> bool:
+    return 2 * sum(rounds) > len(rounds)
 
 
 def extend(timings: dict[str, Timing], further: dict[str, Timing]) -> None:

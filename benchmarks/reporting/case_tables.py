@@ -176,7 +176,7 @@ def speedup_cell(case: dict[str, Any]) -> str:
     if case["speedup"] is None:
         return "-"
     mark = " tie" if case["tie"] else ""
-    mark += " unsettled" if case.get("unsettled") else ""
+    mark += " unsettled" if is_unsettled(case["peers"][TOUCH]) else ""
     return three_digits(case["speedup"]["median"]) + mark
 
 
@@ -212,6 +212,11 @@ def details(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
         "step: fusedopt's, which creates the states.",
         notes=[*_other_states(counted), *_compile_times(counted)],
     )  # fmt: skip
+
+
+def is_unsettled(timed: dict[str, Any]) -> bool:
+    """Whether most rounds of a floor fell into another phase than the one that counts."""
+    return len(timed.get("left_out", ())) > len(timed["seconds"])
 
 
 def _rounds(timed: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from benchmark_helpers import TINY, no_advance
 from fusedopt.benchmarks.contestants.contests import CONTESTS, OURS
 from fusedopt.benchmarks.contestants.floors import Copy
 from fusedopt.benchmarks.measuring import measure
+from fusedopt.benchmarks.measuring.describe import describe_timing
 from fusedopt.benchmarks.measuring.measure import make_groups
 from fusedopt.benchmarks.measuring.shared_states import share_states
 from fusedopt.benchmarks.measuring.timing import (
@@ -19,10 +20,11 @@ from fusedopt.benchmarks.measuring.timing import (
     Settings,
     Summary,
     Timing,
+    extend,
     interleave,
-    is_unsettled,
     ratio,
 )
+from fusedopt.benchmarks.reporting.case_tables import is_unsettled
 
 
 def test_rounds_are_interleaved_and_their_order_rotates():
@@ -52,7 +54,7 @@ def test_rounds_in_another_phase_of_the_machine_are_left_out():
     timings = interleave(steps, settings, no_advance, clock, floor="floor")
     assert timings["ours"] == Timing(1, [1, 2, 4, 5], left_out=[3])
     assert timings["floor"].left_out == [2.0]
-    assert not is_unsettled(timings["floor"])
+    assert not is_unsettled(describe_timing(timings["floor"]))
 
 
 def test_a_machine_that_does_not_settle_is_measured_longer_and_marked():
@@ -64,7 +66,14 @@ def test_a_machine_that_does_not_settle_is_measured_longer_and_marked():
     )
     floor = timings["floor"]
     assert len(floor.seconds) + len(floor.left_out) == 3 * 5
-    assert is_unsettled(floor)
+    assert is_unsettled(describe_timing(floor))
+
+
+def test_places_of_different_speed_are_no_phases():
+    timings = {}
+    for speed in (1.0, 2.0, 4.0):
+        extend(timings, {"floor": Timing(1, [speed] * 5, left_out=[3 * speed])})
+    assert not is_unsettled(describe_timing(timings["floor"]))
 
 
 def test_a_cold_step_follows_something_else():
