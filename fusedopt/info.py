@@ -45,7 +45,7 @@ def answers_of_torch() -> str:
     """What torch's library is asked in a step."""
     if not USES_TORCH_LIBRARY:
         return "switched off by FUSEDOPT_TORCH_LIBRARY=0"
-    return ", ".join(_native.library_answers()) or "nothing"
+    return ", ".join(_native.torch_answers()) or "nothing"
 
 
 def huge_pages() -> str:

@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import library
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -124,6 +125,6 @@ def _carry_out(params: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
     _pending.step()
 
 
-_library: Any = torch.library.Library("fusedopt", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library: Any = library.Library("fusedopt", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define("step_(Tensor(a!)[] params, Tensor[] grads) -> ()")
 _library.impl("step_", _carry_out, "CompositeExplicitAutograd")

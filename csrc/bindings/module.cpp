@@ -192,7 +192,7 @@ PYBIND11_MODULE(_native, m) {
         torch_tensors().attach(torch, local_tensor, use_library);
       },
       py::arg("torch"), py::arg("local_tensor"), py::arg("use_library") = true);
-  m.def("library_answers", [] { return torch_tensors().functions().answers(); });
+  m.def("torch_answers", [] { return torch_tensors().functions().answers(); });
   m.def(
       "step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
       py::arg("create_state"), py::arg("grad_scale") = py::none(),

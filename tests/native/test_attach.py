@@ -117,14 +117,14 @@ def test_a_torch_that_can_be_read_is_accepted(change):
 
 
 def test_this_torch_is_read_through_its_library():
-    assert _native.library_answers() == ["description", "negation", "version"]
+    assert _native.torch_answers() == ["description", "negation", "version"]
 
 
 def test_of_a_tried_release_all_functions_are_called():
     run_python("""
 for torch.__version__ in ("2.13.0", "2.13.0+cpu", "2.13.5+cu130"):
     _native.attach(torch, local_tensor)
-    assert _native.library_answers() == ["description", "negation", "version"], torch.__version__
+    assert _native.torch_answers() == ["description", "negation", "version"], torch.__version__
 """)
 
 
@@ -134,7 +134,7 @@ import fusedopt
 for torch.__version__ in ("2.12.1", "2.14.0", "2.130.0", "3.13.0", "2.13", "2.13.0a0+git5",
                           "2.13.0rc1", "2.13.0.dev1", "v2.13.0", "", "unknown", None, 2.13):
     _native.attach(torch, local_tensor)
-    assert _native.library_answers() == ["description"], torch.__version__
+    assert _native.torch_answers() == ["description"], torch.__version__
     check()
     negated = torch.nn.Parameter(torch.ones(3))
     negated.grad = torch._neg_view(torch.ones(3))
@@ -168,7 +168,7 @@ from fusedopt import info
 param = torch.ones(3); param.grad = torch._neg_view(torch.ones(3))
 fusedopt.SGD([param], lr=0.5).step()
 assert param.tolist() == [1.5] * 3
-print(info.collect()["torch's library tells"], fusedopt._native.library_answers() == [])
+print(info.collect()["torch's library tells"], fusedopt._native.torch_answers() == [])
 """
     result = run_with_switch(value, code)
     assert result.stdout.strip() == f"{expected} {value == '0'}", result.stderr
@@ -190,7 +190,7 @@ def test_the_import_refuses_another_value_of_the_switch():
 def test_the_library_is_left_alone_if_told_so():
     _native.attach(torch, local_tensor, use_library=False)
     try:
-        assert _native.library_answers() == []
+        assert _native.torch_answers() == []
     finally:
         _native.attach(torch, local_tensor)
 
@@ -201,7 +201,7 @@ import torch
 torch.set_default_device("meta")
 with torch.inference_mode():
     import fusedopt
-assert fusedopt._native.library_answers() == ["description", "negation", "version"]
+assert fusedopt._native.torch_answers() == ["description", "negation", "version"]
 """
     subprocess.run([sys.executable, "-c", code], cwd="/", check=True, timeout=120)
 
@@ -229,7 +229,7 @@ names = dict(Tensor=torch.Tensor, nn=torch.nn, get_num_threads=torch.get_num_thr
 for dtype in ("float64", "bfloat16", "float16", "int32", "int64"):
     names[dtype] = getattr(torch, dtype)
 _native.attach(types.SimpleNamespace(**names), local_tensor)
-assert _native.library_answers() == [], _native.library_answers()
+assert _native.torch_answers() == [], _native.torch_answers()
 check()
 """)
 
@@ -246,7 +246,7 @@ except KeyboardInterrupt:
     torch.empty = original
 else:
     raise AssertionError
-assert "description" in _native.library_answers()  # as it was
+assert "description" in _native.torch_answers()  # as it was
 check()
 """)
 
@@ -264,9 +264,9 @@ def elsewhere(tensor, out):
 
 table.describe = ctypes.cast(elsewhere, ctypes.c_void_p)
 attach_table()
-assert _native.library_answers() == ["negation", "version"], _native.library_answers()
+assert _native.torch_answers() == ["negation", "version"], _native.torch_answers()
 _native.attach(torch, local_tensor)
-assert "description" in _native.library_answers()
+assert "description" in _native.torch_answers()
 check()
 """)
 
@@ -277,7 +277,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 with FakeTensorMode():
     import fusedopt
-assert "description" not in fusedopt._native.library_answers()
+assert "description" not in fusedopt._native.torch_answers()
 """
     subprocess.run([sys.executable, "-c", code], cwd=Path(fusedopt.__file__).parents[1], check=True)
 
