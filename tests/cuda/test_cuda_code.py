@@ -5,42 +5,17 @@ Reads the built module with NVIDIA's ``cuobjdump``, which needs no GPU.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter, defaultdict
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
+from built_code import PTX_OF, SPEC, dump, ptx_texts
 from fusedopt.checking.cases import DTYPES
 
-SPEC = find_spec("fusedopt._cuda")
 if SPEC is None and shutil.which("nvcc") is None:
     pytest.skip("built without CUDA, for want of nvcc", allow_module_level=True)
-
-
-def tool_path() -> str:
-    """The PATH with the tools of the packages nvidia-cuda-cuobjdump and -nvdisasm."""
-    folders = [str(p) for entry in sys.path for p in Path(entry).glob("nvidia/*/bin")]
-    return os.pathsep.join([*folders, os.environ["PATH"], "/usr/local/cuda/bin"])
-
-
-def dump(*options: str) -> str:
-    """What cuobjdump says of the CUDA module."""
-    path = tool_path()
-    cuobjdump = shutil.which("cuobjdump", path=path)
-    assert cuobjdump, "cuobjdump is missing: pip install '.[test]'"
-    return subprocess.run(
-        [cuobjdump, *options, SPEC.origin],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PATH": path},
-    ).stdout
 
 
 def count_operations(text: str, function: str, operation: str) -> dict[str, Counter[str]]:
@@ -59,18 +34,26 @@ def total(counts: Counter[str], *prefixes: str) -> int:
     return sum(n for operation, n in counts.items() if operation.startswith(prefixes))
 
 
-@pytest.fixture(scope="module")
-def ptx() -> dict[str, Counter[str]]:
-    return count_operations(dump("-ptx"), r"\.entry (\w+)", r"\s*(?:@!?%p\d+\s+)?([a-z][\w.]+)\s")
-
-
-@pytest.fixture(scope="module", params=["sm_80", "sm_90", "sm_100", "sm_120"])
-def sass(request) -> dict[str, Counter[str]]:
-    """Machine code, for each architecture that the module was built for."""
+@pytest.fixture(scope="module", params=PTX_OF)
+def architecture(request) -> str:
+    """Each that the module was built for."""
     if f".{request.param}." not in dump("--list-elf"):
         pytest.skip(f"this nvcc does not know {request.param}")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def ptx(architecture) -> dict[str, Counter[str]]:
+    """The virtual code that an architecture's machine code was made from."""
+    text = ptx_texts()[PTX_OF[architecture]]
+    return count_operations(text, r"\.entry (\w+)", r"\s*(?:@!?%p\d+\s+)?([a-z][\w.]+)\s")
+
+
+@pytest.fixture(scope="module")
+def sass(architecture) -> dict[str, Counter[str]]:
+    """Its machine code."""
     return count_operations(
-        dump("-sass", "-arch", request.param),
+        dump("-sass", "-arch", architecture),
         r"Function : (\w+)",
         r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][\w.]+)",
     )
