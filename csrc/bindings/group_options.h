@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "bindings/torch_tensors.h"
-#include "core/scalars.h"
+#include "core/option.h"
 
 namespace fusedopt {
 

@@ -8,6 +8,7 @@
 #include "bindings/excursion.h"
 #include "bindings/step.h"
 #include "core/refusal.h"
+#include "core/rule_info.h"
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"

@@ -11,7 +11,8 @@
 #include <vector>
 
 #include "core/engine.h"
-#include "core/rule_info.h"
+#include "core/erased_rule.h"
+#include "core/option.h"
 
 namespace fusedopt {
 

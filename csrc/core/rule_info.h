@@ -1,31 +1,17 @@
-// A rule as the layers see it that must not know its name: its type erased into a table entry.
+// From a rule's type to what the layers see that must not know its name.
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <limits>
-#include <memory>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "core/erased_rule.h"
 #include "core/scalars.h"
-#include "core/update_list.h"
 #include "rules/registry.h"
 
 namespace fusedopt {
-
-// One parameter group's hyperparameters, read and checked, for any rule.
-class Hyperparameters {
- public:
-  virtual ~Hyperparameters() = default;
-
-  // Options as a number that selects the kernel. `fresh`: the states do not exist yet.
-  virtual unsigned variant(bool fresh) const = 0;
-  // Derives the scalars for a step count, in double and rounded once, and adds them to the list.
-  virtual uint32_t add_scalars(UpdateList& list, int64_t step, bool in_double) const = 0;
-};
 
 // Whether a field of this type can hold the variants of all rules.
 template <class Field, class Rules = AllRules>
@@ -34,15 +20,6 @@ constexpr bool kHoldsEveryVariant = [] {
   return *std::max_element(counts.begin(), counts.end()) - 1 <= std::numeric_limits<Field>::max();
 }();
 static_assert(kHoldsEveryVariant<decltype(Update::variant)>);
-
-struct RuleInfo {
-  const char* name;
-  unsigned index;  // in AllRules
-  bool counts_steps;
-  std::span<const char* const> states;
-  std::vector<const char*> operand_names;     // by role
-  unsigned (*used_states)(unsigned variant);  // bit s: state s
-};
 
 template <class Rule>
 class HyperparametersOf final : public Hyperparameters {

@@ -11,9 +11,9 @@
 
 #include "core/layout.h"
 #include "core/memory_range.h"
+#include "core/number.h"
 #include "core/operand.h"
 #include "core/prologue.h"
-#include "core/scalars.h"
 
 namespace fusedopt {
 

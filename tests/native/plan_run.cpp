@@ -1,6 +1,7 @@
 // The plan of a step, fed and carried out without Python, torch or a real engine. Prints what
 // happens; tests/native/test_plan.py knows what should.
 #include "core/plan.h"
+#include "core/rule_info.h"
 
 #include <cstdio>
 #include <stdexcept>

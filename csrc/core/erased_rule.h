@@ -1,0 +1,32 @@
+// A rule as the layers see it that must not know its name: its type erased into a table entry.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/update_list.h"
+
+namespace fusedopt {
+
+// One parameter group's hyperparameters, read and checked, for any rule.
+class Hyperparameters {
+ public:
+  virtual ~Hyperparameters() = default;
+
+  // Options as a number that selects the kernel. `fresh`: the states do not exist yet.
+  virtual unsigned variant(bool fresh) const = 0;
+  // Derives the scalars for a step count, in double and rounded once, and adds them to the list.
+  virtual uint32_t add_scalars(UpdateList& list, int64_t step, bool in_double) const = 0;
+};
+
+struct RuleInfo {
+  const char* name;
+  unsigned index;  // in AllRules
+  bool counts_steps;
+  std::span<const char* const> states;
+  std::vector<const char*> operand_names;     // by role
+  unsigned (*used_states)(unsigned variant);  // bit s: state s
+};
+
+}  // namespace fusedopt
