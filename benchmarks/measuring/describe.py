@@ -32,7 +32,7 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def describe_timing(timing: Timing) -> dict[str, Any]:
-    """Seconds a step: median, quartiles and every round; on a GPU also the stream's median.
+    """Seconds per step: median, quartiles and every round; on a GPU also the stream's median.
 
     The rounds have five digits, more than clocks and machines can repeat.
     """
