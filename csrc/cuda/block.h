@@ -13,11 +13,14 @@
 namespace fusedopt::cuda {
 
 // Counts a block in and returns how many were in before it. What the block has read before, it has
-// read before any block that is counted in later can write.
+// read before any block that is counted in later can write: the first fence keeps the reads ahead
+// of the count (release), the second keeps the writes behind it (acquire).
 FUSEDOPT_FN uint32_t arrive(uint32_t* arrivals) {
 #if defined(__CUDA_ARCH__)
   __threadfence();
-  return atomicAdd(arrivals, 1u);
+  const uint32_t before = atomicAdd(arrivals, 1u);
+  __threadfence();
+  return before;
 #else
   return (*arrivals)++;
 #endif
