@@ -18,4 +18,9 @@ inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) fail(error, what);
 }
 
+// For a call that nothing depends on: whoever asks for the last error later does not find its.
+inline void ignore(cudaError_t error) {
+  if (error != cudaSuccess) (void)cudaGetLastError();
+}
+
 }  // namespace fusedopt::cuda

@@ -24,7 +24,7 @@ class CurrentDevice {
     is_changed_ = true;
   }
   ~CurrentDevice() {
-    if (is_changed_) (void)cudaSetDevice(before_);
+    if (is_changed_) ignore(cudaSetDevice(before_));
   }
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
@@ -85,47 +85,53 @@ class CudaEngine final : public Engine {
            EngineMemory* engine_memory) override {
     auto& memory = static_cast<Memory&>(*engine_memory);
     const CurrentDevice current(execution.device.index);
-    const bool captures = execution.is_captured;
     for (size_t l = 0; l < memory.count; ++l) {
       Launch& launch = memory.launches[l];
       if (launch.plan.blocks() == 0) continue;
-      if (launch.overflows()) upload(launch, execution, captures);
-      queue(list.rule(), launch, execution, memory.table);
-      if (launch.memory == nullptr) continue;
-      if (captures) {
-        give_to_graph(std::move(launch.memory), stream_of(execution));
+      write_table(launch, memory.table);
+      if (execution.is_captured) {
+        leave_memory(launch, stream_of(execution));
+        queue(list.rule(), launch.plan, execution, memory.table);
       } else {
-        check(cudaEventRecord(launch.memory->finished, stream_of(execution)), "recording an event");
-        launch.memory = nullptr;
+        const ReuseWhenDone reuse(launch.memory, stream_of(execution));
+        if (launch.overflows()) upload(launch, stream_of(execution));
+        queue(list.rule(), launch.plan, execution, memory.table);
       }
     }
   }
 
  private:
-  static void upload(const Launch& launch, const Execution& execution, bool captures) {
-    const size_t size = launch.plan.sections().size();
-    // A graph keeps the table for itself, so it need not copy it at every replay.
-    if (captures) return upload_now(*launch.memory, size);
-    check(cudaMemcpyAsync(launch.memory->device, launch.memory->host, size, cudaMemcpyHostToDevice,
-                          stream_of(execution)),
-          "copying a launch's table");
-  }
-
-  static void queue(unsigned rule, const Launch& launch, const Execution& execution,
-                    std::byte* table) {
-    const bool is_large = launch.plan.storage() == LaunchPlan::Storage::kLarge;
+  static void write_table(const Launch& launch, std::byte* table) {
     const std::byte* const overflow = launch.overflows() ? launch.memory->device : nullptr;
     uint32_t* const arrivals = launch.memory == nullptr ? nullptr : launch.memory->arrivals;
-    if (is_large) {
+    if (launch.plan.storage() == LaunchPlan::Storage::kLarge) {
       launch.plan.write(*reinterpret_cast<Table<kLargeTable>*>(table), overflow, arrivals);
     } else {
       launch.plan.write(*reinterpret_cast<Table<kSmallTable>*>(table), overflow, arrivals);
     }
+  }
+
+  // To the graph, before it has the kernel: it may not replay one whose table it does not keep. The
+  // table is copied now, so that no replay has to.
+  static void leave_memory(Launch& launch, cudaStream_t stream) {
+    if (launch.overflows()) upload_now(launch.memory, launch.plan.sections().size());
+    if (launch.memory != nullptr) give_to_graph(std::move(launch.memory), stream);
+  }
+
+  static void upload(const Launch& launch, cudaStream_t stream) {
+    check(cudaMemcpyAsync(launch.memory->device, launch.memory->host, launch.plan.sections().size(),
+                          cudaMemcpyHostToDevice, stream),
+          "copying a launch's table");
+  }
+
+  static void queue(unsigned rule, const LaunchPlan& plan, const Execution& execution,
+                    std::byte* table) {
     void* arguments[] = {table};
-    const uint32_t blocks = launch.plan.blocks();
-    const KernelKind kind = launch.plan.has_mixed_formats() ? KernelKind::kMixedFormats
-                            : is_large                      ? KernelKind::kLarge
-                                                            : KernelKind::kSmall;
+    const uint32_t blocks = plan.blocks();
+    const bool is_large = plan.storage() == LaunchPlan::Storage::kLarge;
+    const KernelKind kind = plan.has_mixed_formats() ? KernelKind::kMixedFormats
+                            : is_large               ? KernelKind::kLarge
+                                                     : KernelKind::kSmall;
     const cudaError_t error = cudaLaunchKernel(kernel_of(rule, kind), dim3(blocks), dim3(kThreads),
                                                arguments, 0, stream_of(execution));
     if (error == cudaSuccess) return;

@@ -22,13 +22,13 @@ constexpr size_t kTogether = 8;
 // While any stream captures, CUDA refuses calls that are harmless here, such as an allocation.
 class RelaxedCapture {
  public:
-  RelaxedCapture() { exchange(); }
-  ~RelaxedCapture() { exchange(); }
+  RelaxedCapture() { check(exchange(), "relaxing the mode of capture"); }
+  ~RelaxedCapture() { ignore(exchange()); }
   RelaxedCapture(const RelaxedCapture&) = delete;
   RelaxedCapture& operator=(const RelaxedCapture&) = delete;
 
  private:
-  void exchange() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+  cudaError_t exchange() { return cudaThreadExchangeStreamCaptureMode(&mode_); }
 
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
@@ -39,12 +39,12 @@ class PrivateStream {
   PrivateStream() {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
   }
-  ~PrivateStream() { (void)cudaStreamDestroy(stream_); }
+  ~PrivateStream() { ignore(cudaStreamDestroy(stream_)); }
   PrivateStream(const PrivateStream&) = delete;
   PrivateStream& operator=(const PrivateStream&) = delete;
 
   cudaStream_t get() const { return stream_; }
-  void wait() const { check(cudaStreamSynchronize(stream_), "waiting for a copy"); }
+  void wait(const char* what) const { check(cudaStreamSynchronize(stream_), what); }
 
  private:
   cudaStream_t stream_ = nullptr;
@@ -61,17 +61,23 @@ class Slab {
       check(cudaHostAlloc(&host_, size, cudaHostAllocDefault), what.c_str());
       const PrivateStream stream;
       check(cudaMemsetAsync(device_, 0, size, stream.get()), "clearing counters");
-      stream.wait();
+      stream.wait("waiting for cleared counters");
+      for (cudaEvent_t& event : events_) {
+        check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+      }
     } catch (...) {
-      if (device_ != nullptr) (void)cudaFree(device_);
-      if (host_ != nullptr) (void)cudaFreeHost(host_);
+      for (cudaEvent_t event : events_) {
+        if (event != nullptr) ignore(cudaEventDestroy(event));
+      }
+      if (device_ != nullptr) ignore(cudaFree(device_));
+      if (host_ != nullptr) ignore(cudaFreeHost(host_));
       throw;
     }
   }
 
   std::unique_ptr<LaunchMemory> take(size_t index) const {
     auto memory = std::make_unique<LaunchMemory>();
-    check(cudaEventCreateWithFlags(&memory->finished, cudaEventDisableTiming), "creating an event");
+    memory->finished = events_[index];
     std::byte* const device = static_cast<std::byte*>(device_) + index * stride_;
     memory->arrivals = reinterpret_cast<uint32_t*>(device);
     memory->device = device + kArrivalsSize;
@@ -84,11 +90,12 @@ class Slab {
   size_t stride_;
   void* device_ = nullptr;
   void* host_ = nullptr;
+  cudaEvent_t events_[kTogether] = {};
 };
 
 bool is_finished(const LaunchMemory& memory) {
   const cudaError_t status = cudaEventQuery(memory.finished);
-  if (status == cudaErrorNotReady) (void)cudaGetLastError();
+  ignore(status);
   return status == cudaSuccess;
 }
 
@@ -128,28 +135,47 @@ Pool& pool_of(int device) {
 
 HeldMemory hold_memory(int device, size_t capacity) { return pool_of(device).hold(capacity); }
 
-void upload_now(const LaunchMemory& memory, size_t size) {
+ReuseWhenDone::~ReuseWhenDone() {
+  if (memory_ == nullptr) return;
+  const cudaError_t error = cudaEventRecord(memory_->finished, stream_);
+  ignore(error);
+  // Nobody would ever know when it is done: it is lost.
+  if (error != cudaSuccess) (void)memory_.release();
+  memory_ = nullptr;
+}
+
+void upload_now(HeldMemory& memory, size_t size) {
   const RelaxedCapture relaxed;
   const PrivateStream stream;
-  check(cudaMemcpyAsync(memory.device, memory.host, size, cudaMemcpyHostToDevice, stream.get()),
+  check(cudaMemcpyAsync(memory->device, memory->host, size, cudaMemcpyHostToDevice, stream.get()),
         "copying a launch's table");
-  stream.wait();
+  try {
+    stream.wait("waiting for a launch's table");
+  } catch (...) {
+    (void)memory.release();
+    throw;
+  }
 }
 
 void give_to_graph(HeldMemory memory, cudaStream_t stream) {
   cudaStreamCaptureStatus status;
   unsigned long long id;
   cudaGraph_t graph;
-  check(cudaStreamGetCaptureInfo(stream, &status, &id, &graph), "asking for the captured graph");
+  const char* const asking = "asking for the captured graph";
+  check(cudaStreamGetCaptureInfo(stream, &status, &id, &graph), asking);
+  if (status != cudaStreamCaptureStatusActive) fail(cudaErrorStreamCaptureInvalidated, asking);
   // CUDA calls this when the graph is gone. It may not call CUDA, so nothing is freed but given
   // back.
   const auto give_back = [](void* held) { GiveBack{}(static_cast<LaunchMemory*>(held)); };
   cudaUserObject_t object;
+  const char* const leaving = "leaving a launch's table to a graph";
   check(cudaUserObjectCreate(&object, memory.get(), give_back, 1, cudaUserObjectNoDestructorSync),
-        "leaving a launch's table to a graph");
+        leaving);
   (void)memory.release();  // the object gives it back from now on
-  check(cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove),
-        "leaving a launch's table to a graph");
+  const cudaError_t error = cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove);
+  if (error == cudaSuccess) return;
+  ignore(cudaUserObjectRelease(object, 1));
+  fail(error, leaving);
 }
 
 }  // namespace fusedopt::cuda

@@ -33,9 +33,23 @@ using HeldMemory = std::unique_ptr<LaunchMemory, GiveBack>;
 // earlier launch that has finished; only where there is none is it allocated.
 HeldMemory hold_memory(int device, size_t capacity);
 
+// Gives memory back when what follows has been queued, or has failed to be: what is under way in
+// the stream by then may use it, and nobody else does before it is done. Null stays null.
+class ReuseWhenDone {
+ public:
+  ReuseWhenDone(HeldMemory& memory, cudaStream_t stream) : memory_(memory), stream_(stream) {}
+  ~ReuseWhenDone();
+  ReuseWhenDone(const ReuseWhenDone&) = delete;
+  ReuseWhenDone& operator=(const ReuseWhenDone&) = delete;
+
+ private:
+  HeldMemory& memory_;
+  cudaStream_t stream_;
+};
+
 // Copies the first `size` bytes of the pinned memory to the device and waits for them, whatever the
-// state of any capture.
-void upload_now(const LaunchMemory& memory, size_t size);
+// state of any capture. If that fails, the memory is never used again.
+void upload_now(HeldMemory& memory, size_t size);
 
 // Leaves the memory to the graph that a stream is capturing, until that graph and all that was
 // instantiated from it are destroyed.
