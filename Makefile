@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc cmake fusedopt benchmarks -type f -not -path '*/__pycache__/*' \
-                        -not -path '*/results/*') $(wildcard tests/native/*.cpp tests/native/*.h)
+                        -not -path '*/results/*') \
+           $(shell find tests/native -name '*.h' -o -name '*.cpp')
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize mutants \

@@ -10,9 +10,8 @@
 #include <stdexcept>
 
 #include "bindings/engines.h"
-#include "core/ieee_environment.h"
-#include "cuda/block.h"
 #include "cuda/launch_plan.h"
+#include "kernels_on_host.h"
 #include "rules/registry.h"
 
 namespace fusedopt {
@@ -28,55 +27,12 @@ struct Settings {
   LaunchPlan::Storage storage = LaunchPlan::Storage::kSmall;  // of the last launch
 } settings;
 
-template <class Rule, bool has_mixed_formats, unsigned size>
-void run_blocks(const Table<size>& table, const std::vector<uint32_t>& order) {
-  using Block = Block<Rule, size, has_mixed_formats>;
-  if (Block::is_skipped(table)) return;
-  for (uint32_t index : order) {
-    const Block block(table, index);
-    Shared<Rule> shared{};
-    if (block.derives()) block.derive(shared);
-    for (unsigned thread = 0; thread < kThreads; ++thread) block.run(thread, shared);
-  }
-}
-
 std::vector<uint32_t> block_order(uint32_t blocks) {
   std::vector<uint32_t> order(blocks);
   std::iota(order.begin(), order.end(), 0u);
   if (settings.seed != 0) std::shuffle(order.begin(), order.end(), std::mt19937(settings.seed));
   return order;
 }
-
-template <class Rule>
-struct RunRule {
-  template <unsigned size>
-  static void run(const LaunchPlan& plan, const std::byte* overflow, uint32_t* arrivals) {
-    static Table<size> table;
-    plan.write(table, overflow, arrivals);
-    const auto order = block_order(plan.blocks());
-    if (!plan.has_mixed_formats()) return run_blocks<Rule, false>(table, order);
-    if constexpr (size == kSmallTable) run_blocks<Rule, true>(table, order);
-  }
-
-  static void launch(const LaunchPlan& plan, uint32_t* arrivals) {
-    using Storage = LaunchPlan::Storage;
-    settings.storage = settings.overflows ? Storage::kOverflow : plan.storage();
-    switch (settings.storage) {
-      case Storage::kSmall: return run<kSmallTable>(plan, nullptr, arrivals);
-      case Storage::kLarge: return run<kLargeTable>(plan, nullptr, arrivals);
-      case Storage::kOverflow: return run<kSmallTable>(plan, plan.sections().data(), arrivals);
-    }
-  }
-};
-
-using LaunchRule = void (*)(const LaunchPlan&, uint32_t* arrivals);
-
-struct LaunchOf {
-  template <class Rule>
-  LaunchRule operator()() const {
-    return &RunRule<Rule>::launch;
-  }
-};
 
 class EmulatedCuda final : public Engine {
  public:
@@ -89,18 +45,32 @@ class EmulatedCuda final : public Engine {
 
  private:
   void launch(const UpdateList& list, const Round& round) {
-    static const auto launches = AllRules::map(LaunchOf{});
-    const IeeeEnvironment environment;
+    using Storage = LaunchPlan::Storage;
     plan_.build(list, round);
     if (plan_.blocks() == 0) return;
     settings.launches += 1;
     settings.blocks = plan_.blocks();
-    launches[list.rule()](plan_, &arrivals_);
+    settings.storage = settings.overflows ? Storage::kOverflow : plan_.storage();
+    const bool is_large = settings.storage == Storage::kLarge;
+    const auto kind = plan_.has_mixed_formats() ? KernelKind::kMixedFormats
+                      : is_large                ? KernelKind::kLarge
+                                                : KernelKind::kSmall;
+    const void* const table = is_large ? write(large_) : write(small_);
+    find_host_kernel(kernel_of(list.rule(), kind))->run(table, block_order(plan_.blocks()));
     if (arrivals_ != 0) throw std::logic_error("blocks that arrived were not counted out");
+  }
+
+  template <unsigned size>
+  const void* write(Table<size>& table) {
+    const bool overflows = settings.storage == LaunchPlan::Storage::kOverflow;
+    plan_.write(table, overflows ? plan_.sections().data() : nullptr, &arrivals_);
+    return &table;
   }
 
   LaunchPlan plan_;
   uint32_t arrivals_ = 0;
+  Table<kSmallTable> small_;
+  Table<kLargeTable> large_;
 };
 
 }  // namespace

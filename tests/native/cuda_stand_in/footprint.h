@@ -1,0 +1,50 @@
+// What a launch may touch, apart from the table: read off the list of updates that it carries out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "core/update_list.h"
+
+namespace fusedopt::stand_in {
+
+// The elements of a walk over memory.
+struct Elements {
+  const char* name;
+  const std::byte* address;
+  unsigned element_size;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // size and stride, in elements
+  bool is_read, is_written;
+
+  // Calls visit(begin, size in bytes) for all elements; for those that lie side by side, once.
+  template <class Visit>
+  void for_each_run(Visit visit) const {
+    visit_from(0, address, visit);
+  }
+
+ private:
+  template <class Visit>
+  void visit_from(size_t dim, const std::byte* at, Visit& visit) const {
+    if (dim == dims.size()) return visit(at, element_size);
+    const auto [size, stride] = dims[dim];
+    if (dim + 1 == dims.size() && stride == 1) {
+      return visit(at, static_cast<size_t>(size) * element_size);
+    }
+    for (int64_t i = 0; i < size; ++i, at += stride * element_size) visit_from(dim + 1, at, visit);
+  }
+};
+
+struct Footprint {
+  std::vector<Elements> elements;  // of operands; and step counts, options, numbers of a prologue
+  const float* found_inf = nullptr;
+  size_t table_size = 0;  // without its header
+};
+
+Footprint footprint_of(const UpdateList& list, const Round& round);
+
+// Whether a round has anything that a launch is needed for.
+bool is_launched(const UpdateList& list, const Round& round);
+
+}  // namespace fusedopt::stand_in
