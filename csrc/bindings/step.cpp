@@ -138,8 +138,10 @@ void Step::plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& upda
   GroupPlan& group = group_of(plan);
   if (group.has_left_options) {
     const auto* const options = &memory_.options[group.first_option];
+    // An engine that derives counts, too; where the host does, it needs the options.
+    const bool host_counts = rule_.info.counts_steps && update.step == nullptr;
     const bool are_all_there =
-        list.engine->is_asynchronous() &&
+        list.engine->is_asynchronous() && !host_counts &&
         std::all_of(options, options + group.option_count, [&](const GroupOption& option) {
           return option.tensor == nullptr || option.device == list.execution.device;
         });
