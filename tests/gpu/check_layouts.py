@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
-from test_layouts import LAYOUTS, SHAPE
 
 import fusedopt
+from bits.test_layouts import LAYOUTS, SHAPE
 from fusedopt.checking.cases import CASES, DTYPES
 from gpu_helpers import (
     GPU,

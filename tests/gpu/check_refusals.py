@@ -71,7 +71,7 @@ REFUSALS = {
     "state on the CPU": (spoil_state("exp_avg", lambda s: s.cpu()), RuntimeError, HERE),
     "last state on the CPU": (spoil_state("exp_avg_sq", lambda s: s.cpu()), RuntimeError, HERE),
     "state of another shape": (spoil_state("exp_avg", lambda s: s[:3]), RuntimeError, HERE),
-    "state of another dtype": (spoil_state("exp_avg", lambda s: s.double()), RuntimeError, HERE),
+    "state of integers": (spoil_state("exp_avg", lambda s: s.int()), RuntimeError, HERE),
     "state of elements that share memory": (
         spoil_state("exp_avg", lambda s: s[:1, :1].expand(s.shape)), RuntimeError, HERE),
     "negative lr": (spoil_option(lr=-1.0), ValueError, "group 1: invalid lr"),
