@@ -8,8 +8,8 @@ SOURCES := $(shell find csrc cmake fusedopt benchmarks -type f -not -path '*/__p
            $(shell find tests/native -name '*.h' -o -name '*.cpp')
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help install bench bench-full test lint format neon-check gpu-check sanitize mutants \
-        soak ecosystem pictures wheel docs docs-serve clean
+.PHONY: help install bench bench-full test lint format neon-check ptx-check cuda-check gpu-check \
+        sanitize mutants soak ecosystem pictures wheel docs docs-serve clean
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
@@ -25,6 +25,8 @@ help:
 	@echo "make format      format everything"
 	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
 	@echo "make sanitize    run tests under sanitizers and valgrind (about twenty minutes)"
+	@echo "make ptx-check   run the compiled CUDA kernels, without a GPU (about five minutes)"
+	@echo "make cuda-check  the same, and all GPU checks on a stand-in (about twenty minutes)"
 	@echo "make gpu-check   build with CUDA, run what needs a GPU, benchmark there (about ten minutes)"
 
 $(BIN)/python:
@@ -131,6 +133,17 @@ neon-check:
 WHICH ?=
 sanitize: install
 	$(BIN)/python tests/sanitizers.py $(WHICH)
+
+# Needs a package built with CUDA and no GPU. Says of every kernel how much of it was executed.
+ptx-check: install
+	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses auto --maxprocesses 8 -q -rP \
+		-o python_files='check_ptx.py' tests/cuda
+
+# See tests/gpu/README.md.
+cuda-check: ptx-check
+	PYTHONPATH=tests/cuda $(BIN)/python -m pytest -q -p torch_gpu.plugin \
+		-o python_files='check_*.py' tests/gpu
+	PYTHONPATH=tests/cuda $(BIN)/python -m torch_gpu tests/gpu/sanitize.py
 
 # Installs nothing from a registry: see tests/gpu/check.sh. PHASES="build tests" chooses.
 PHASES ?= all

@@ -12,9 +12,10 @@ from fusedopt import reference
 from fusedopt.checking.rows import ROWS, Row
 from fusedopt.checking.verify import ROUNDINGS, count_mismatches, gradients, isa, threads
 from helpers import Guarded, scaled_step
-from scenarios import Cpu, Group, Layout, Scenario, Step, Tensor
+from scenarios import CompiledCuda, Cpu, Group, Layout, Scenario, Step, Tensor
+from touch import TOUCH
 
-ROW = {row.name: row for row in ROWS}
+ROW = {row.name: row for row in (*ROWS, TOUCH)}
 RATES = ("lr", "weight_decay", "betas")
 MARGIN = 64  # elements: a layout's offset alone says how memory is aligned
 
@@ -176,6 +177,8 @@ class Run:
             states = self.optimizer.state.get(tracked.param, {})
             tracked.assert_as_expected(states)
             tracked.place_states(states)
+            if "step" in states and isinstance(self.scenario.engine, CompiledCuda):
+                states["step"] = states["step"].to(self.scenario.engine.counts_as)
 
 
 def as_tensors(group: Group) -> dict:
@@ -200,6 +203,11 @@ def engine_of(scenario: Scenario):
     engine = scenario.engine
     if isinstance(engine, Cpu):
         with isa(engine.isa), threads(engine.threads):
+            yield
+    elif isinstance(engine, CompiledCuda):
+        from compiled_cuda import compiled_cuda  # which needs more than most runs do
+
+        with compiled_cuda(engine.architecture, engine.seed, engine.options_as):
             yield
     else:
         with emulation(engine.overflows, engine.seed), threads(1):

@@ -112,13 +112,28 @@ class EmulatedCuda(Record):
 
 
 @dataclass(frozen=True, repr=False)
+class CompiledCuda(Record):
+    """The CUDA engine with the kernels as compiled; ``seed`` shuffles their blocks.
+
+    If the device counts the steps (``capturable``): in which dtype it does, and as which numbers it
+    holds all options.
+    """
+
+    capturable: bool = False
+    counts_as: torch.dtype = torch.float32
+    options_as: torch.dtype | None = None
+    architecture: str = "sm_80"
+    seed: int = 0
+
+
+@dataclass(frozen=True, repr=False)
 class Scenario(Record):
     """A whole run."""
 
     rule: str
     groups: tuple[Group, ...]
     steps: tuple[Step, ...] = (Step(),)
-    engine: Cpu | EmulatedCuda = Cpu()
+    engine: Cpu | EmulatedCuda | CompiledCuda = Cpu()
     starts: dict[str, float] = field(default_factory=dict)  # what states begin with
 
 

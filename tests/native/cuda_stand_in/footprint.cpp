@@ -36,12 +36,6 @@ struct CountOptions {
   }
 };
 
-std::span<const OptionValue> options_of(const UpdateList& list, const Update& update) {
-  static const auto count = AllRules::map(CountOptions{});
-  const auto* const options = static_cast<const OptionValue*>(list.scalars(update));
-  return {options, count[list.rule()](options)};
-}
-
 Elements one_number(const char* name, const void* at, NumberType type, bool is_written) {
   const auto size = static_cast<unsigned>(size_of(type));
   return {name, static_cast<const std::byte*>(at), size, {{1, 1}}, true, is_written};
@@ -78,6 +72,12 @@ void add_update(const UpdateList& list, const Update& update, std::vector<Elemen
 }
 
 }  // namespace
+
+std::span<const OptionValue> options_of(const UpdateList& list, const Update& update) {
+  static const auto count = AllRules::map(CountOptions{});
+  const auto* const options = static_cast<const OptionValue*>(list.scalars(update));
+  return {options, count[list.rule()](options)};
+}
 
 Footprint footprint_of(const UpdateList& list, const Round& round) {
   Footprint footprint;

@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
+#include "core/option.h"
 #include "core/update_list.h"
 
 namespace fusedopt::stand_in {
@@ -41,6 +43,9 @@ struct Footprint {
   const float* found_inf = nullptr;
   size_t table_size = 0;  // without its header
 };
+
+// The options that a kernel derives the scalars of an update from.
+std::span<const OptionValue> options_of(const UpdateList& list, const Update& update);
 
 Footprint footprint_of(const UpdateList& list, const Round& round);
 

@@ -131,6 +131,15 @@ PYBIND11_MODULE(_cuda_stand_in, m) {
     left_options().clear();
     for (const auto& [n, address] : options) left_options()[n] = pointer_to(address);
   });
+  m.def("leave_numbers", [](const std::string& type) {
+    static const std::map<std::string, std::optional<fusedopt::NumberType>> types = {
+        {"", std::nullopt},
+        {"float32", fusedopt::NumberType::kFloat32},
+        {"float64", fusedopt::NumberType::kFloat64},
+        {"int32", fusedopt::NumberType::kInt32},
+        {"int64", fusedopt::NumberType::kInt64}};
+    left_numbers() = types.at(type);
+  });
   m.def("schedule", &schedule);
   m.def("finish", &finish);
   m.def("set_executor", &set_executor);

@@ -1,0 +1,30 @@
+"""The compiled kernels, run instruction by instruction: every rule, option, dtype, layout, table.
+
+``make ptx-check``, which needs no GPU. The name of the file keeps it out of a plain ``pytest``. The
+architectures take turns: each runs every second one of the runs, with all kernels.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from compiled_cuda import kernel_of
+from compiled_scenarios import ARCHITECTURES, KINDS, ROW_OF_RULE, scenarios_of
+from runs import check
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("rule", ROW_OF_RULE)
+def test_bits_of_the_reference(rule, architecture, capsys):
+    """All runs of a rule; what its kernels have executed is shown."""
+    for kind in KINDS:
+        every = scenarios_of(architecture, ROW_OF_RULE[rule], kind)
+        for scenario in every[ARCHITECTURES.index(architecture) :: len(ARCHITECTURES)]:
+            print(scenario)  # of the failing one pytest shows it
+            check(scenario)
+    capsys.readouterr()
+    for kind in ("small", "large", "mixed"):
+        coverage = kernel_of(architecture, rule, kind).coverage()
+        ran = f"{coverage.blocks_run} of {coverage.blocks} basic blocks"
+        print(f"{architecture} {rule}, {kind} table: {ran}")
+        assert coverage.blocks_run > 0

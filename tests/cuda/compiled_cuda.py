@@ -1,0 +1,133 @@
+"""The CUDA engine for tensors on the CPU, with the kernels as compiled.
+
+The engine runs on the stand-in for CUDA's runtime. What it launches is executed from the PTX that
+the built module carries: with the parameter that it passes, and with every access checked against
+what the updates of the launch may touch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from built_code import SPEC, ptx_texts
+from emulation import emulated
+from fusedopt import _native
+from ptx import Kernel, Launch, Memory, Module
+from stand_in import native
+
+if SPEC is None and shutil.which("nvcc") is None:
+    pytest.skip("built without CUDA, for want of nvcc", allow_module_level=True)
+
+
+@functools.cache
+def module_of(architecture: str) -> Module:
+    return Module(ptx_texts()[architecture])
+
+
+@functools.cache
+def kernel_of(architecture: str, rule: str, kind: str) -> Kernel:
+    """The kernel of a rule for a kind of launch: small, large or mixed."""
+    table = emulated.large_table if kind == "large" else emulated.small_table
+    pattern = re.compile(rf"NS_\d+{rule}ELj{table}ELb{kind == 'mixed':d}E", re.IGNORECASE)
+    (name,) = filter(pattern.search, module_of(architecture).kernels)
+    return module_of(architecture).kernels[name]
+
+
+def byte_mask(dims: list[tuple[int, int]], element_size: int) -> np.ndarray:
+    """Which bytes, from the first element on, belong to the elements of a walk."""
+    offsets = np.zeros(1, np.int64)
+    for size, stride in dims:
+        offsets = np.add.outer(offsets, stride * np.arange(size, dtype=np.int64)).reshape(-1)
+    if offsets.size == 0:
+        return np.zeros(0, bool)
+    elements = np.zeros(int(offsets.max()) + 1, bool)
+    elements[offsets] = True
+    return np.repeat(elements, element_size)
+
+
+def register_elements(memory: Memory, elements: dict) -> None:
+    """An operand or a number: it may be touched at its elements and nowhere between."""
+    mask = byte_mask(elements["dims"], elements["element_size"])
+    memory.register(
+        elements["address"],
+        mask.size,
+        host=elements["host"],
+        name=elements["name"],
+        readable=mask if elements["readable"] else False,
+        writable=mask if elements["writable"] else False,
+    )
+
+
+def memory_of(launch: dict) -> Memory:
+    """What a launch may touch: operands, tables, and the numbers that it reads or counts."""
+    memory = Memory()
+    for elements in launch["elements"]:
+        register_elements(memory, elements)
+    return memory
+
+
+def is_skipped(launch: dict) -> bool:
+    """Whether a gradient scaler has found an infinity."""
+    found = [e["host"] for e in launch["elements"] if e["name"] == "found_inf"]
+    return any(ctypes.c_float.from_address(address).value != 0 for address in found)
+
+
+class Interpreter:
+    """Executes launches of the stand-in, their blocks in an order that a seed chooses."""
+
+    def __init__(self, architecture: str, seed: int):
+        self.architecture = architecture
+        self.random = np.random.default_rng(seed)
+
+    def __call__(self, launch: dict) -> None:
+        """What it raises, the stand-in keeps as a violation."""
+        kernel = kernel_of(self.architecture, launch["rule"], launch["kind"])
+        memory = memory_of(launch)
+        order = self.random.permutation(launch["blocks"])
+        seed = int(self.random.integers(1 << 32))
+        Launch(
+            kernel,
+            launch["parameter"],
+            launch["blocks"],
+            launch["threads"],
+            memory,
+            order,
+            seed=seed,
+        ).run()
+        if is_skipped(launch):
+            return
+        written = {elements["name"] for elements in launch["elements"] if elements["writable"]}
+        for name in written - {"the arrivals"}:
+            if left := memory.unwritten(name):
+                raise AssertionError(f"{kernel.name} left out {left} bytes of {name}")
+
+
+@contextlib.contextmanager
+def compiled_cuda(
+    architecture: str = "sm_80", seed: int = 0, options_as: torch.dtype | None = None
+):
+    """Steps tensors on the CPU with the CUDA engine and the kernels' PTX.
+
+    Kernels that derive scalars find the options in memory, as numbers of a dtype, if there is one.
+    """
+    native.schedule("at once", 0)
+    native.leave_numbers(str(options_as).removeprefix("torch.") if options_as else "")
+    native.set_executor(Interpreter(architecture, seed))
+    _native.use_engine_on_cpu(native.engine)
+    try:
+        yield
+        violations = native.take_violations()
+        assert violations == []
+    finally:
+        _native.use_engine_on_cpu(None)
+        native.set_executor(None)
+        native.leave_numbers("")
+        native.schedule("latest", 0)

@@ -1,0 +1,188 @@
+"""Runs that take the compiled kernels through all that they can meet.
+
+One launch has tensors of every dtype, of sizes around packs and chunks, and lying in every way.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+
+from built_code import PTX_OF
+from fusedopt.checking.cases import DTYPES
+from fusedopt.checking.rows import FIRST_OF_RULE, Row
+from scenarios import CHUNK_BYTES, CompiledCuda, Group, Layout, Scenario, Step, Tensor
+from touch import TOUCH
+
+PACK_BYTES = 16
+
+ALIGNED = Layout()
+SHIFTED = Layout(offset=3)
+TURNED = Layout(rotation=1)
+WITH_GAPS = Layout(gap=5, offset=1)
+EVERY_OTHER = Layout(step=2)
+
+# Of the parameter, the gradient and the states, from one run alike in all to a walk.
+PLACES = (
+    (ALIGNED, ALIGNED, ALIGNED),
+    (SHIFTED, SHIFTED, SHIFTED),
+    (ALIGNED, SHIFTED, ALIGNED),
+    (TURNED, TURNED, TURNED),
+    (WITH_GAPS, ALIGNED, ALIGNED),
+    (EVERY_OTHER, TURNED, WITH_GAPS),
+    (ALIGNED, ALIGNED, SHIFTED),
+)
+
+# Whether the device counts the steps, in which dtype, and as which numbers it holds the options.
+HOWS: tuple[dict, ...] = (
+    {},
+    {"capturable": True, "counts_as": torch.float32},
+    {"capturable": True, "counts_as": torch.float64, "options_as": torch.float64},
+    {"capturable": True, "counts_as": torch.int32, "options_as": torch.float32},
+    {"capturable": True, "counts_as": torch.int64, "options_as": torch.int32},
+    {"capturable": True, "counts_as": torch.float32, "options_as": torch.int64},
+)
+# Options that are numbers of the dtype, in place of those that are not.
+NUMBERS = {
+    torch.float32: {"lr": 0.25, "weight_decay": 0.125, "momentum": 0.75, "lr_decay": 0.125,
+                    "eps": 2.0**-10, "alpha": 0.75, "rho": 0.75, "betas": (0.5, 0.75)},
+    torch.int32: {"lr": 1, "weight_decay": 1, "momentum": 1, "lr_decay": 1, "eps": 1, "alpha": 0,
+                  "rho": 0, "betas": (0, 0)},
+}  # fmt: skip
+NUMBERS[torch.int64] = NUMBERS[torch.int32]
+
+# The second step may be one that is skipped.
+SCALERS = (
+    (None, None, None),
+    ((1024.0, 0.0), (3.0, 0.0), (1024.0, 0.0)),
+    ((1024.0, 0.0), (3.0, 1.0), (1024.0, 0.0)),
+    ((None, 0.0), (None, float("nan")), (None, 0.0)),
+)
+
+
+def shapes(dtype: torch.dtype, n: int) -> list[tuple[int, ...]]:
+    """As many as there are places; `n` varies them."""
+    lanes, chunk = PACK_BYTES // dtype.itemsize, CHUNK_BYTES // dtype.itemsize
+    return [
+        (chunk + (-1, 0, 1, lanes + 3)[n % 4],),
+        (2 * chunk + n % lanes,),
+        (129 + n,),
+        (n % 3 + 3, 5, 7),
+        (19, n % 5 + 1),
+        (),
+        (n % (2 * lanes),),
+    ]
+
+
+def tensors(dtype: torch.dtype, n: int) -> tuple[Tensor, ...]:
+    """One of each place."""
+    turned = PLACES[n % len(PLACES) :] + PLACES[: n % len(PLACES)]
+    return tuple(
+        Tensor(shape, dtype, param, grad, (state,), is_extreme=n % 2 == 0)
+        for shape, (param, grad, state) in zip(shapes(dtype, n), turned, strict=True)
+    )
+
+
+def options_for(row: Row, options: dict, how: dict) -> dict:
+    """Those of a row, as numbers that the device can hold in the way that is asked for."""
+    options = {k: v for k, v in options.items() if k != "initial_accumulator_value"}
+    numbers = NUMBERS.get(how.get("options_as"), {})
+    names = inspect.signature(row.reference).parameters
+    for name, number in numbers.items():
+        decides_on_states = name == "momentum" and name not in options
+        if name in names and not (decides_on_states and row.name in ("SGD", "RMSprop")):
+            options[name] = number
+    return options
+
+
+def group(row: Row, options: dict, how: dict, n: int, dtypes=DTYPES) -> Group:
+    """Tensors of each dtype under one set of options."""
+    return Group(tuple(t for d in dtypes for t in tensors(d, n)), options_for(row, options, how))
+
+
+def crowd(count: int) -> Group:
+    """More tensors than a table holds that is passed by value."""
+    return Group(tuple(Tensor((1 + n % 3,), DTYPES[n % len(DTYPES)]) for n in range(count)))
+
+
+def mixes(row: Row, options: dict, how: dict, n: int, count: int) -> Group:
+    """Operands of different formats, as many tensors as asked for; `n` varies which."""
+    every = list(product(DTYPES, (None, *DTYPES), (None, *DTYPES)))
+    chosen = [(n * 7 + k * 13) % len(every) for k in range(count)]
+    return Group(
+        tuple(
+            Tensor((9 + k % 200,), dtype, PLACES[k % 6][0], PLACES[k % 6][1], (ALIGNED,),
+                   grad_dtype=of_grad, state_dtype=of_state)
+            for k, (dtype, of_grad, of_state) in enumerate(every[c] for c in chosen)
+        ),
+        options_for(row, options, how),
+    )  # fmt: skip
+
+
+def steps(n: int) -> tuple[Step, ...]:
+    """Three, under one of the scalers."""
+    return tuple(Step(n + k, each) for k, each in enumerate(SCALERS[n % len(SCALERS)]))
+
+
+def starts(row: Row) -> dict[str, float]:
+    has_start = any("initial_accumulator_value" in options for options in row.options)
+    return {"initial_accumulator_value": 0.5} if has_start else {}
+
+
+def scenario(architecture: str, row: Row, groups, how: dict, n: int) -> Scenario:
+    engine = CompiledCuda(**how, architecture=architecture, seed=n)
+    return Scenario(row.name, tuple(groups), steps(n), engine, starts(row))
+
+
+def pairs(row: Row) -> Iterator[tuple[int, dict, dict]]:
+    """Each set of options in each way to hand it over, counted; scalers take turns."""
+    every = product(enumerate(row.options), enumerate(HOWS))
+    for (o, options), (h, how) in every:
+        yield o + 5 * h, options, how
+
+
+def in_small_tables(architecture: str, row: Row) -> Iterator[Scenario]:
+    """One set of options for all tensors."""
+    for n, options, how in pairs(row):
+        yield scenario(architecture, row, [group(row, options, how, n)], how, n)
+
+
+def in_large_tables(architecture: str, row: Row) -> Iterator[Scenario]:
+    """The same, and more tensors."""
+    for n, options, how in pairs(row):
+        groups = [group(row, options, how, n + 1), crowd(40)]
+        yield scenario(architecture, row, groups, how, n + 2)
+
+
+def in_memory(architecture: str, row: Row) -> Iterator[Scenario]:
+    """Tables that no launch can take by value."""
+    for n, how in enumerate(HOWS[1:3]):
+        groups = [group(row, row.options[-1], how, n), crowd(480)]
+        yield scenario(architecture, row, groups, how, n)
+
+
+def of_mixed_formats(architecture: str, row: Row) -> Iterator[Scenario]:
+    """In the kernel for them, with tables by value and in memory."""
+    for n, options, how in pairs(row):
+        usual = group(row, options, how, n, dtypes=DTYPES[n % 4 : n % 4 + 1])
+        count = (12, 40)[n % 2]
+        yield scenario(architecture, row, [mixes(row, options, how, n, count), usual], how, n + 1)
+
+
+KINDS = {
+    "small": in_small_tables,
+    "large": in_large_tables,
+    "memory": in_memory,
+    "mixed": of_mixed_formats,
+}
+
+
+ARCHITECTURES = sorted(set(PTX_OF.values()))
+ROW_OF_RULE = {**FIRST_OF_RULE, TOUCH.rule: TOUCH}
+
+
+def scenarios_of(architecture: str, row: Row, kind: str) -> list[Scenario]:
+    return list(KINDS[kind](architecture, row))
