@@ -30,6 +30,11 @@ OF_EVERYTHING = (
     "test_python_code.py",
 )
 OF_THREADS = ("native/test_forks.py",)
+OF_THE_CUDA_ENGINE = (
+    "cuda/test_cuda_engine.py",
+    "cuda/test_cuda_engine_graphs.py",
+    "cuda/test_cuda_engine_failures.py",
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Mutant:
     def tests(self) -> tuple[str, ...]:
         if self.file == "csrc/cpu/threads.cpp":
             return OF_THREADS
+        if self.file in ("csrc/cuda/engine.cpp", "csrc/cuda/launch_memory.cpp"):
+            return OF_THE_CUDA_ENGINE
         return OF_CUDA if self.file.startswith("csrc/cuda/") else OF_EVERYTHING
 
 
@@ -272,6 +279,35 @@ MUTANTS = [
         ("negation not seen", "return is_neg_(handle_of(tensor));", "return false;"),
         ("samples not compared", "describe(sample.ptr(), found) && is_same(expected, found)",
          "(describe(sample.ptr(), found) || is_same(expected, found))"),
+    ),
+    *rule(
+        "csrc/cuda/engine.cpp",
+        ("not the caller's stream", "arguments, 0, stream_of(execution));",
+         "arguments, 0, nullptr);"),
+        ("not the parameters' device", "if (before_ == device) return;", "return;"),
+        ("the device is left selected", "if (is_changed_) ignore(cudaSetDevice(before_));", ""),
+        ("a graph without its memory",
+         "if (launch.memory != nullptr) give_to_graph(std::move(launch.memory), stream);",
+         "(void)stream; launch.memory = nullptr;"),
+        ("a table of the step before",
+         "std::copy_n(sections.begin(), capacity, launch.memory->host);", ""),
+    ),
+    *rule(
+        "csrc/cuda/launch_memory.cpp",
+        ("a held table taken", "!memory->is_held.load(std::memory_order_acquire) &&", ""),
+        ("a table in flight taken", "          is_finished(*memory)) {", "          true) {"),
+        ("nobody knows when a table is done",
+         "const cudaError_t error = cudaEventRecord(memory_->finished, stream_);",
+         "const cudaError_t error = cudaSuccess;"),
+        ("counters not cleared",
+         "cudaMemsetAsync(device_, 0, size,", "cudaMemsetAsync(device_, 1, size,"),
+        ("a graph's table copied too late", 'stream.wait("waiting for a launch\'s table");', ""),
+        ("capture not relaxed", "mode_ = cudaStreamCaptureModeRelaxed;",
+         "mode_ = cudaStreamCaptureModeGlobal;"),
+        ("capture left relaxed",
+         "~RelaxedCapture() { ignore(exchange()); }", "~RelaxedCapture() {}"),
+        ("memory lost with a failure", "if (device_ != nullptr) ignore(cudaFree(device_));", ""),
+        ("an error left for others", "  ignore(status);\n", ""),
     ),
     *rule(
         "csrc/cuda/launch_plan.cpp",
