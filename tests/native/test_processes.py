@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -254,6 +255,7 @@ def growth(step, objects, repetitions):
     """By how many bytes and references a step makes the process grow, once it has run often."""
     for _ in range(repetitions // 10):
         step()
+    gc.collect()  # what earlier tests left holds references, too
     before = resident_bytes(), [sys.getrefcount(o) for o in objects()]
     for _ in range(repetitions):
         step()
