@@ -3,9 +3,9 @@
 # A stand-in for the CUDA runtime, and the CUDA engine on top of it. It is compiled against CUDA's
 # headers, so that its functions are CUDA's, and links nothing of CUDA.
 function(add_cuda_stand_in)
-  find_package(CUDAToolkit QUIET)
+  find_package(CUDAToolkit 12.4 QUIET)
   if(NOT CUDAToolkit_FOUND)
-    message(STATUS "No headers of CUDA: building without the stand-in for its runtime")
+    message(STATUS "No headers of CUDA 12.4 or later: building without the stand-in for its runtime")
     return()
   endif()
   set(folder tests/native/cuda_stand_in)

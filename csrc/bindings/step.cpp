@@ -138,7 +138,8 @@ void Step::plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& upda
   GroupPlan& group = group_of(plan);
   if (group.has_left_options) {
     const auto* const options = &memory_.options[group.first_option];
-    // An engine that derives counts, too; where the host does, it needs the options.
+    // An engine that derives the scalars needs the step count. Where the host has it, the host
+    // derives, and needs the options.
     const bool host_counts = rule_.info.counts_steps && update.step == nullptr;
     const bool are_all_there =
         list.engine->is_asynchronous() && !host_counts &&

@@ -1,4 +1,4 @@
-// A rule as the layers see it that must not know its name: its type erased into a table entry.
+// A rule as seen by the layers that must not know its name: its type erased into a table entry.
 #pragma once
 
 #include <cstdint>

@@ -6,6 +6,7 @@
 #include <bit>
 #include <utility>
 
+#include "core/option.h"
 #include "core/scalars.h"
 #include "core/walk.h"
 #include "cuda/packs.h"

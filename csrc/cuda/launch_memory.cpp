@@ -1,7 +1,6 @@
 #include "cuda/launch_memory.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <mutex>
 #include <string>

@@ -1,7 +1,8 @@
 """The compiled kernels, run instruction by instruction: every rule, option, dtype, layout, table.
 
 ``make ptx-check``, which needs no GPU. The name of the file keeps it out of a plain ``pytest``. The
-architectures take turns: each runs every second one of the runs, with all kernels.
+architectures take turns: each runs all kernels, options and ways to hand them over, and every
+second pair of these.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from compiled_cuda import kernel_of
-from compiled_scenarios import ARCHITECTURES, KINDS, ROW_OF_RULE, scenarios_of
+from compiled_scenarios import ARCHITECTURES, KINDS, ROW_OF_RULE, share_of
 from runs import check
 
 
@@ -18,8 +19,7 @@ from runs import check
 def test_bits_of_the_reference(rule, architecture, capsys):
     """All runs of a rule; what its kernels have executed is shown."""
     for kind in KINDS:
-        every = scenarios_of(architecture, ROW_OF_RULE[rule], kind)
-        for scenario in every[ARCHITECTURES.index(architecture) :: len(ARCHITECTURES)]:
+        for scenario in share_of(architecture, ROW_OF_RULE[rule], kind):
             print(scenario)  # of the failing one pytest shows it
             check(scenario)
     capsys.readouterr()
@@ -27,4 +27,4 @@ def test_bits_of_the_reference(rule, architecture, capsys):
         coverage = kernel_of(architecture, rule, kind).coverage()
         ran = f"{coverage.blocks_run} of {coverage.blocks} basic blocks"
         print(f"{architecture} {rule}, {kind} table: {ran}")
-        assert coverage.blocks_run > 0
+        assert coverage.blocks_run > coverage.blocks / 2

@@ -124,7 +124,7 @@ def mixes(row: Row, options: dict, how: dict, n: int, count: int) -> Group:
 
 def steps(n: int) -> tuple[Step, ...]:
     """Three, under one of the scalers."""
-    return tuple(Step(n + k, each) for k, each in enumerate(SCALERS[n % len(SCALERS)]))
+    return tuple(Step(n + k, each) for k, each in enumerate(SCALERS[n // 2 % len(SCALERS)]))
 
 
 def starts(row: Row) -> dict[str, float]:
@@ -138,10 +138,10 @@ def scenario(architecture: str, row: Row, groups, how: dict, n: int) -> Scenario
 
 
 def pairs(row: Row) -> Iterator[tuple[int, dict, dict]]:
-    """Each set of options in each way to hand it over, counted; scalers take turns."""
+    """Each set of options in each way to hand it over, and a number that varies the rest."""
     every = product(enumerate(row.options), enumerate(HOWS))
     for (o, options), (h, how) in every:
-        yield o + 5 * h, options, how
+        yield o + 2 * h, options, how
 
 
 def in_small_tables(architecture: str, row: Row) -> Iterator[Scenario]:
@@ -185,4 +185,12 @@ ROW_OF_RULE = {**FIRST_OF_RULE, TOUCH.rule: TOUCH}
 
 
 def scenarios_of(architecture: str, row: Row, kind: str) -> list[Scenario]:
+    """All of a rule and a kind of launch."""
     return list(KINDS[kind](architecture, row))
+
+
+def share_of(architecture: str, row: Row, kind: str) -> list[Scenario]:
+    """Those of which each architecture runs a part: of all options, and of all ways."""
+    every = enumerate(scenarios_of(architecture, row, kind))
+    turn = ARCHITECTURES.index(architecture)
+    return [s for n, s in every if (n + n // len(HOWS)) % len(ARCHITECTURES) == turn]

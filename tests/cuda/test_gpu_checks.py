@@ -15,7 +15,6 @@ import pytest
 pytest.importorskip(
     "fusedopt._cuda_stand_in",
     reason="the stand-in for CUDA's runtime is built where CUDA's headers are found",
-    exc_type=ImportError,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +44,13 @@ def test_one_case_of_each_check():
     result = run(*PYTEST, "--one-of-each", "tests/gpu")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "skipped" not in result.stdout
+
+
+def test_rates_on_a_gpu_where_the_host_counts():
+    """Its kernel would derive the scalars from a step count that it does not have."""
+    result = run(*PYTEST, "tests/gpu/check_bits.py", "-k", "learning_rate and Adagrad")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 passed" in result.stdout
 
 
 def test_the_program_for_the_sanitizer():

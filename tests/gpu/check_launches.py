@@ -117,7 +117,7 @@ def synchronisation_refused():
 @pytest.mark.parametrize("count", COUNTS)
 def test_no_allocation_and_no_synchronisation_in_the_steady_state(count, capturable):
     optimizer = many_tensors(count, capturable=capturable)
-    # Steps that are in flight at the same time need memory each; never more of them than here.
+    # As many steps in flight as below, so that all the memory that they need is there.
     torch.cuda._sleep(700_000_000)
     for _ in range(50):
         optimizer.step()

@@ -15,3 +15,4 @@ if sys.argv[1] == "-m":
 else:
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")
+runtime.synchronize()

@@ -50,6 +50,11 @@ def pytest_configure(config: pytest.Config) -> None:
     runtime.install()
 
 
+def pytest_runtest_teardown() -> None:
+    """What went wrong is a failure of the check in which it did."""
+    runtime.synchronize()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
     """Marks what cannot pass; leaves the first case of each check if no more is asked for."""
     wants_one = config.getoption("--one-of-each")

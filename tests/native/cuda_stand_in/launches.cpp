@@ -114,10 +114,9 @@ cudaError_t launch_kernel(const HostKernel& kernel, dim3 grid, dim3 block, const
              stream.device,
              {}});
   std::memcpy(launch->parameter.data(), parameter, kernel.parameter_size);
-  if (!announced().empty()) {
-    launch->footprint = std::move(announced().front());
-    announced().pop_front();
-  }
+  if (announced().empty()) return violation("a launch that is none of a round");
+  launch->footprint = std::move(announced().front());
+  announced().pop_front();
   add_launch_memory(*launch);
   return submit(stream, [launch] { run(*launch); });
 }

@@ -6,6 +6,7 @@
 #include "cuda/engine.h"
 #include "footprint.h"
 #include "launches.h"
+#include "runtime.h"
 
 namespace fusedopt::stand_in {
 namespace {
@@ -72,6 +73,7 @@ class RecordingEngine final : public Engine {
       if (is_launched(list, round)) announced().push_back(footprint_of(list, round));
     }
     cuda_engine().run(list, on_gpu(execution), memory);
+    if (!announced().empty()) (void)violation("a round without a launch");
   }
 };
 
