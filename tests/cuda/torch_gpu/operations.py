@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch import library
 from torch.utils._pytree import tree_map_only
 
 from torch_gpu.streams import current_stream, device_index
@@ -18,7 +19,7 @@ _FOR_ALL_DEVICES = ("CompositeExplicitAutograd", "CompositeExplicitAutogradNonFu
 # They change what a tensor is, not what its memory holds.
 _ON_TENSORS = ("aten::set_", "aten::as_strided_")
 
-_libraries: list[torch.library.Library] = []
+_libraries: list[library.Library] = []
 
 
 class Log:
@@ -35,9 +36,9 @@ def is_on_gpu(value: Any) -> bool:
 
 def install() -> None:
     """Has torch call these operations for the GPU."""
-    everything = torch.library.Library("_", "IMPL")
+    everything = library.Library("_", "IMPL")
     everything.fallback(_run, "CUDA")
-    aten = torch.library.Library("aten", "IMPL")
+    aten = library.Library("aten", "IMPL")
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
     with warnings.catch_warnings():
@@ -48,14 +49,14 @@ def install() -> None:
     _libraries.extend([everything, aten])
 
 
-def _replace_kernel(name: str, library: torch.library.Library) -> None:
+def _replace_kernel(name: str, kernels: library.Library) -> None:
     packet, _, overload = name.removeprefix("aten::").partition(".")
     op = getattr(getattr(torch.ops.aten, packet), overload or "default")
     takes_tensors = any("Tensor" in str(argument.type) for argument in op._schema.arguments)
     # Of what a view is made, torch insists that no Python code has seen it.
     if takes_tensors and not _is_about_tensors(op):
         kernel = functools.partial(_run, op)
-        library.impl(name, kernel, "CUDA", allow_override=True)
+        kernels.impl(name, kernel, "CUDA", allow_override=True)
 
 
 def _is_about_tensors(op: Any) -> bool:
