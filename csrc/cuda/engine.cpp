@@ -128,10 +128,7 @@ class CudaEngine final : public Engine {
                     std::byte* table) {
     void* arguments[] = {table};
     const uint32_t blocks = plan.blocks();
-    const bool is_large = plan.storage() == LaunchPlan::Storage::kLarge;
-    const KernelKind kind = plan.has_mixed_formats() ? KernelKind::kMixedFormats
-                            : is_large               ? KernelKind::kLarge
-                                                     : KernelKind::kSmall;
+    const KernelKind kind = plan.kernel(plan.storage());
     const cudaError_t error = cudaLaunchKernel(kernel_of(rule, kind), dim3(blocks), dim3(kThreads),
                                                arguments, 0, stream_of(execution));
     if (error == cudaSuccess) return;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/update_list.h"
+#include "cuda/kernels.h"
 #include "cuda/table.h"
 
 namespace fusedopt::cuda {
@@ -17,14 +18,18 @@ class LaunchPlan {
   bool counts_steps() const { return header_.counting_blocks > 0; }
   const std::vector<std::byte>& sections() const { return sections_; }
 
-  bool has_mixed_formats() const { return has_mixed_formats_; }
-
   // Where the sections are: in a table of either size, or in memory of their own.
   enum class Storage { kSmall, kLarge, kOverflow };
   Storage storage() const {
     if (sections_.size() <= Table<kSmallTable>::kCapacity) return Storage::kSmall;
     const bool has_large = !has_mixed_formats_ && sections_.size() <= Table<kLargeTable>::kCapacity;
     return has_large ? Storage::kLarge : Storage::kOverflow;
+  }
+
+  // The kernel that takes the table with its sections there.
+  KernelKind kernel(Storage storage) const {
+    if (has_mixed_formats_) return KernelKind::kMixedFormats;
+    return storage == Storage::kLarge ? KernelKind::kLarge : KernelKind::kSmall;
   }
 
   // The kernel's parameter, at `to`. `overflow` is null if the sections go into the table itself.

@@ -52,9 +52,7 @@ class EmulatedCuda final : public Engine {
     settings.blocks = plan_.blocks();
     settings.storage = settings.overflows ? Storage::kOverflow : plan_.storage();
     const bool is_large = settings.storage == Storage::kLarge;
-    const auto kind = plan_.has_mixed_formats() ? KernelKind::kMixedFormats
-                      : is_large                ? KernelKind::kLarge
-                                                : KernelKind::kSmall;
+    const KernelKind kind = plan_.kernel(settings.storage);
     const void* const table = is_large ? write(large_) : write(small_);
     find_host_kernel(kernel_of(list.rule(), kind))->run(table, block_order(plan_.blocks()));
     if (arrivals_ != 0) throw std::logic_error("blocks that arrived were not counted out");
