@@ -11,6 +11,7 @@ The copy is built with little optimisation: it is about what the code says, not 
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -90,10 +91,11 @@ def first_failure(tests: tuple[str, ...]) -> str | None:
     if result.returncode == 0:
         return None
     found = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", result.stdout, re.MULTILINE)
-    crashed = re.search(r"^Fatal Python error: (.*)", result.stdout, re.MULTILINE)
-    if found is None and crashed is None:
-        raise RuntimeError(f"pytest failed:\n{result.stdout[-4000:]}")
-    return (found or crashed)[1]
+    if found is not None:
+        return found[1]
+    if result.returncode < 0:
+        return f"a crash, {signal.Signals(-result.returncode).name}"
+    raise RuntimeError(f"pytest failed:\n{result.stdout[-4000:]}")
 
 
 def finder_of(mutant: Mutant) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,6 +147,16 @@ class Run:
             options["capturable"] = True
         return options
 
+    def groups_left(self) -> list[dict]:
+        """The parameter groups whose scalars a device derives, with options in its memory."""
+        engine = self.scenario.engine
+        if not isinstance(engine, CompiledCuda) or not engine.capturable:
+            return []
+        return [
+            {name: in_memory(option, engine.options_as) for name, option in group.items()}
+            for group in self.optimizer.param_groups
+        ]
+
     def prepare(self, step: Step) -> None:
         """What the user does ahead of a step."""
         if step.lr is not None:
@@ -198,16 +209,26 @@ def as_tensors(group: Group) -> dict:
     }
 
 
+def in_memory(option: Any, dtype: torch.dtype | None) -> Any:
+    """A tensor of a dtype for an option that is such a number."""
+    if isinstance(option, tuple):
+        return tuple(in_memory(item, dtype) for item in option)
+    if dtype is None or not isinstance(option, (int, float)):
+        return option
+    tensor = torch.tensor(option, dtype=dtype)
+    return tensor if tensor.item() == option else option
+
+
 @contextlib.contextmanager
-def engine_of(scenario: Scenario):
-    engine = scenario.engine
+def engine_of(run: Run):
+    engine = run.scenario.engine
     if isinstance(engine, Cpu):
         with isa(engine.isa), threads(engine.threads):
             yield
     elif isinstance(engine, CompiledCuda):
         from compiled_cuda import compiled_cuda  # which needs more than most runs do
 
-        with compiled_cuda(engine.architecture, engine.seed, engine.options_as):
+        with compiled_cuda(engine.architecture, engine.seed, run.groups_left()):
             yield
     else:
         with emulation(engine.overflows, engine.seed), threads(1):
@@ -217,6 +238,6 @@ def engine_of(scenario: Scenario):
 def check(scenario: Scenario) -> None:
     """Runs it, and compares after every step."""
     run = Run(scenario)
-    with engine_of(scenario):
+    with engine_of(run):
         for step in scenario.steps:
             run.step(step)

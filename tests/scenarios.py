@@ -115,8 +115,8 @@ class EmulatedCuda(Record):
 class CompiledCuda(Record):
     """The CUDA engine with the kernels as compiled; ``seed`` shuffles their blocks.
 
-    If the device counts the steps (``capturable``): in which dtype it does, and as which numbers it
-    holds all options.
+    If the device derives the scalars (``capturable``): in which dtype it counts the steps, and as
+    which numbers it holds all options.
     """
 
     capturable: bool = False

@@ -12,16 +12,17 @@ import ctypes
 import functools
 import re
 import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
-import torch
 
 from built_code import SPEC, ptx_texts
 from emulation import emulated
 from fusedopt import _native
 from ptx import Kernel, Launch, Memory, Module
-from stand_in import native
+from stand_in import native, options_left
 
 if SPEC is None and shutil.which("nvcc") is None:
     pytest.skip("built without CUDA, for want of nvcc", allow_module_level=True)
@@ -41,6 +42,10 @@ def kernel_of(architecture: str, rule: str, kind: str) -> Kernel:
     pattern = re.compile(rf"NS_\d+{rule}ELj{table}ELb{kind == 'mixed':d}E", re.IGNORECASE)
     (name,) = filter(pattern.search, module_of(architecture).kernels)
     return module_of(architecture).kernels[name]
+
+
+# By kernel: the types of the scalars that it has derived, for elements that it then updated.
+derived_in: defaultdict[Kernel, set[str]] = defaultdict(set)
 
 
 def byte_mask(dims: list[tuple[int, int]], element_size: int) -> np.ndarray:
@@ -106,6 +111,7 @@ class Interpreter:
         ).run()
         if is_skipped(launch):
             return
+        derived_in[kernel] |= launch["derives_in"]
         written = {elements["name"] for elements in launch["elements"] if elements["writable"]}
         for name in written - {"the arrivals"}:
             if left := memory.unwritten(name):
@@ -113,25 +119,22 @@ class Interpreter:
 
 
 @contextlib.contextmanager
-def compiled_cuda(
-    architecture: str = "sm_80", seed: int = 0, options_as: torch.dtype | None = None
-):
+def compiled_cuda(architecture: str, seed: int = 0, groups: Iterable[dict] = ()) -> Iterator[None]:
     """Steps tensors on the CPU with the CUDA engine and the kernels' PTX.
 
-    Kernels that derive scalars find the options in memory, as numbers of a dtype, if there is one.
+    For the parameter groups that are given the kernels read the options; see `options_left`.
     """
     module_of(architecture)
     native.take_violations()
     native.schedule("at once", 0)
-    native.leave_numbers(str(options_as).removeprefix("torch.") if options_as else "")
     native.set_executor(Interpreter(architecture, seed))
     _native.use_engine_on_cpu(native.engine)
     try:
-        yield
+        with options_left(groups):
+            yield
     finally:
         _native.use_engine_on_cpu(None)
         native.set_executor(None)
-        native.leave_numbers("")
         native.schedule("latest", 0)
         # Ahead of what follows from them: wrong bits, say.
         if violations := native.take_violations():

@@ -36,7 +36,7 @@ PLACES = (
     (ALIGNED, ALIGNED, SHIFTED),
 )
 
-# Whether the device counts the steps, in which dtype, and as which numbers it holds the options.
+# Whether the device derives the scalars, from step counts and options of which dtypes.
 HOWS: tuple[dict, ...] = (
     {},
     {"capturable": True, "counts_as": torch.float32},
@@ -168,7 +168,7 @@ def of_mixed_formats(architecture: str, row: Row) -> Iterator[Scenario]:
     """In the kernel for them, with tables by value and in memory."""
     for n, options, how in pairs(row):
         usual = group(row, options, how, n, dtypes=DTYPES[n % 4 : n % 4 + 1])
-        count = (12, 40)[n % 2]
+        count = (12, 60)[n % 2]
         yield scenario(architecture, row, [mixes(row, options, how, n, count), usual], how, n + 1)
 
 
@@ -190,7 +190,11 @@ def scenarios_of(architecture: str, row: Row, kind: str) -> list[Scenario]:
 
 
 def share_of(architecture: str, row: Row, kind: str) -> list[Scenario]:
-    """Those of which each architecture runs a part: of all options, and of all ways."""
+    """All whose scalars the host derives; of the others a part, with all options and all ways."""
     every = enumerate(scenarios_of(architecture, row, kind))
     turn = ARCHITECTURES.index(architecture)
-    return [s for n, s in every if (n + n // len(HOWS)) % len(ARCHITECTURES) == turn]
+    return [
+        s
+        for n, s in every
+        if not s.engine.capturable or (n + n // len(HOWS)) % len(ARCHITECTURES) == turn
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -57,11 +58,45 @@ def steps_on(device, stream):
         _native.use_engine_on_cpu(None)
 
 
+@contextlib.contextmanager
+def options_left(groups):
+    """Kernels derive the scalars of these parameter groups; options that are tensors they read.
+
+    If the rule counts steps, the device has to count them.
+    """
+    native.leave_options([_as_left(group) for group in groups])
+    try:
+        yield
+    finally:
+        native.leave_options([])
+
+
+def _as_left(group):
+    """The addresses of a group's parameters, and its options as numbers, by name."""
+    kinds = (int, float, tuple, torch.Tensor)
+    options = {name: _numbers(value) for name, value in group.items() if isinstance(value, kinds)}
+    return {param.data_ptr() for param in group["params"]}, options
+
+
+def _numbers(option):
+    """Each as its value, the address where a device holds it, and the type in which it does."""
+    if isinstance(option, tuple):
+        return [number for item in option for number in _numbers(item)]
+    if isinstance(option, torch.Tensor):
+        return [(math.nan, option.data_ptr(), str(option.dtype).removeprefix("torch."))]
+    return [(option, 0, "float64")]
+
+
 def finish():
     """Everything that is queued; nothing may have gone wrong in it, or before."""
     native.finish()
     violations = native.take_violations()
     assert not violations, violations[0]
+
+
+def tables(device):
+    """How many tables the engine has allocated on a device: it makes an event for each."""
+    return native.live(device)["events"]
 
 
 def view_of(address, like):

@@ -33,22 +33,18 @@ from stand_in import (
     fresh_device,
     native,
     new_device,
+    options_left,
     readable,
     same,
     steps_on,
+    tables,
     tensors,
 )
 
-LR = 0  # the first option that a rule reads
 SMALLEST = 65536  # bytes of memory for a table; the next size has twice as many
 NEARLY_FULL = 815  # tensors, of 80 bytes each in Adam's table, beside 192 bytes of options
 
 pytestmark = pytest.mark.usefixtures(fresh_device.__name__)
-
-
-def tables(device):
-    """How many tables the engine has allocated on a device: it makes an event for each."""
-    return native.live(device)["events"]
 
 
 TABLES = {
@@ -286,14 +282,12 @@ def test_options_in_the_devices_memory(policy, seed):
     pinned = native.host_alloc(64)
     floats_at(pinned, 3)[:] = rates
     lr = training.memory.put(torch.tensor(0.1))
-    native.leave_options({LR: lr.data_ptr()})
-    try:
+    (group,) = training.optimizer.param_groups
+    with options_left([{**group, "lr": lr}]):
         for n in range(60):
             native.upload(lr.data_ptr(), pinned + 4 * (n % 3), 4, training.stream)
             training.twin.param_groups[0]["lr"] = torch.tensor(rates[n % 3]).item()
             training.step()
-    finally:
-        native.leave_options({})
     finish()
     training.assert_same()
 

@@ -10,7 +10,18 @@ import re
 import pytest
 import torch
 
-from stand_in import ADAM, Training, finish, fresh_device, native, new_device, same, tensors
+from stand_in import (
+    ADAM,
+    TABLES_AT_ONCE,
+    Training,
+    finish,
+    fresh_device,
+    native,
+    new_device,
+    same,
+    tables,
+    tensors,
+)
 
 UNKNOWN = 999  # cudaErrorUnknown
 
@@ -155,3 +166,35 @@ def test_every_call_that_fails(scenario, waits):
     found = [problem_of(scenario, waits, names, n, alive) for n in range(len(names))]
     problems = [each for each in found if each is not None]
     assert not problems, "\n".join(problems)
+
+
+def step_without_a_record(training):
+    """The step is done, and nobody can ask whether it is."""
+    native.fail("cudaEventRecord", 1, UNKNOWN)
+    training.step()
+
+
+def capture_without_waiting(training):
+    """Nothing is captured, and nobody knows whether the table is still being copied."""
+    native.begin_capture(training.stream, "global")
+    native.fail("cudaStreamSynchronize", 1, UNKNOWN)
+    with pytest.raises(RuntimeError, match="waiting for a launch's table"):
+        training.queue_step()
+    native.graph_destroy(native.end_capture(training.stream))
+
+
+@pytest.mark.parametrize("lose", [step_without_a_record, capture_without_waiting])
+def test_a_table_that_may_be_in_use_for_ever_is_lost(lose):
+    """Not only until all that was queued is done; and no other is lost with it."""
+    training = Training(ADAM, tensors(60), capturable=True, grad_dtype=torch.float64)
+    training.step()
+    finish()
+    for _ in range(TABLES_AT_ONCE):
+        assert tables(training.device) == TABLES_AT_ONCE
+        lose(training)
+        finish()
+    for _ in range(2 * TABLES_AT_ONCE):
+        training.step()
+        finish()
+        assert tables(training.device) == 2 * TABLES_AT_ONCE
+    training.assert_same()

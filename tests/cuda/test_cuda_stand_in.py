@@ -23,6 +23,7 @@ from stand_in import (
     fresh_device,
     native,
     new_device,
+    options_left,
     readable,
     steps_on,
     violation,
@@ -291,6 +292,33 @@ def test_an_error_in_who_runs_a_launch_is_noted():
             native.finish()
     finally:
         native.set_executor(None)
+
+
+def test_kernels_find_the_options_that_are_left_to_them():
+    param, lr = torch.nn.Parameter(torch.ones(3)), torch.tensor(0.0)
+    param.grad = torch.ones(3)
+    optimizer = fusedopt.SGD([param], lr=0.5)
+    (group,) = optimizer.param_groups
+    with steps_on(native.get_device(), 0), options_left([{**group, "lr": lr}]):
+        for rate, expected in ((0.25, 0.75), (0.125, 0.625)):
+            lr.fill_(rate)
+            optimizer.step()
+            finish()
+            assert param.tolist() == [expected] * 3
+
+
+def test_options_are_left_for_parameters_that_are_stepped():
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = fusedopt.SGD([param])
+    (group,) = optimizer.param_groups
+    with (
+        steps_on(native.get_device(), 0),
+        options_left([{**group, "params": []}]),
+        pytest.raises(RuntimeError, match="not stepped"),
+    ):
+        optimizer.step()
+    assert param.tolist() == [1] * 3
 
 
 def test_calls_fail_on_demand_and_without_effect():

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <set>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -39,7 +41,8 @@ struct Elements {
 };
 
 struct Footprint {
-  std::vector<Elements> elements;  // of operands; and step counts, options, numbers of a prologue
+  std::vector<Elements> elements;    // of operands; and step counts, options, numbers of a prologue
+  std::set<std::string> derives_in;  // the types of scalars that the kernel derives and uses
   const float* found_inf = nullptr;
   size_t table_size = 0;  // without its header
 };

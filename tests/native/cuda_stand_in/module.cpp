@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <iterator>
+#include <tuple>
+
 #include "bindings/engines.h"
 #include "device_memory.h"
 #include "graphs.h"
@@ -52,8 +56,8 @@ py::dict describe(const Launch& launch) {
       py::arg("parameter") = py::bytes(reinterpret_cast<const char*>(launch.parameter.data()),
                                        launch.parameter.size() * sizeof(uint64_t)),
       py::arg("blocks") = launch.blocks, py::arg("threads") = launch.threads,
-      py::arg("device") = launch.device, py::arg("elements") = elements,
-      py::arg("memory") = memory);
+      py::arg("device") = launch.device, py::arg("elements") = elements, py::arg("memory") = memory,
+      py::arg("derives_in") = launch.footprint.derives_in);
 }
 
 void set_executor(const py::object& function) {
@@ -71,6 +75,31 @@ void set_executor(const py::object& function) {
       throw std::runtime_error(error.what());
     }
   };
+}
+
+// A value, where the device holds it (or 0), and as which type.
+using Option = std::tuple<double, Address, std::string>;
+using OptionsOfParams = std::pair<std::set<Address>, std::map<std::string, std::vector<Option>>>;
+
+OptionValue to_option(const Option& option) {
+  static const std::map<std::string, NumberType> types = {{"float32", NumberType::kFloat32},
+                                                          {"float64", NumberType::kFloat64},
+                                                          {"int32", NumberType::kInt32},
+                                                          {"int64", NumberType::kInt64}};
+  const auto& [value, address, type] = option;
+  return {.value = value, .source = pointer_to(address), .type = types.at(type)};
+}
+
+void leave_options(const std::vector<OptionsOfParams>& groups) {
+  left_options().clear();
+  for (const auto& [params, options] : groups) {
+    LeftOptions& left = left_options().emplace_back();
+    for (const Address param : params) left.params.insert(pointer_to(param));
+    for (const auto& [name, values] : options) {
+      std::transform(values.begin(), values.end(), std::back_inserter(left.options[name]),
+                     &to_option);
+    }
+  }
 }
 
 void schedule(const std::string& policy, unsigned seed) {
@@ -127,19 +156,7 @@ PYBIND11_MODULE(_cuda_stand_in, m) {
   define_calls(m);
 
   m.def("use", [](int device, Address stream) { place_of_steps() = {device, pointer_to(stream)}; });
-  m.def("leave_options", [](const std::map<uint32_t, Address>& options) {
-    left_options().clear();
-    for (const auto& [n, address] : options) left_options()[n] = pointer_to(address);
-  });
-  m.def("leave_numbers", [](const std::string& type) {
-    static const std::map<std::string, std::optional<fusedopt::NumberType>> types = {
-        {"", std::nullopt},
-        {"float32", fusedopt::NumberType::kFloat32},
-        {"float64", fusedopt::NumberType::kFloat64},
-        {"int32", fusedopt::NumberType::kInt32},
-        {"int64", fusedopt::NumberType::kInt64}};
-    left_numbers() = types.at(type);
-  });
+  m.def("leave_options", &leave_options);
   m.def("schedule", &schedule);
   m.def("finish", &finish);
   m.def("set_executor", &set_executor);

@@ -1,8 +1,10 @@
 #include "recording_engine.h"
 
-#include <deque>
+#include <optional>
+#include <span>
+#include <stdexcept>
 
-#include "core/option.h"
+#include "core/rule_info.h"
 #include "cuda/engine.h"
 #include "footprint.h"
 #include "launches.h"
@@ -17,39 +19,55 @@ Execution on_gpu(Execution execution) {
   return execution;
 }
 
-void leave_options(const UpdateList& list) {
-  for (const Update& update : list.updates()) {
-    if (!update.derives) continue;
-    auto* const options = static_cast<OptionValue*>(const_cast<void*>(list.scalars(update)));
-    for (const auto& [n, source] : left_options()) {
-      options[n] = {.source = source, .type = NumberType::kFloat32};
-    }
+// Keeps what it reads, in the order in which a rule does.
+class OrderedOptions {
+ public:
+  explicit OrderedOptions(const NamedOptions& named) : named_(named) {}
+
+  double number(const char* name) { return keep(name, 0); }
+  double non_negative(const char* name) { return keep(name, 0); }
+  double rate(const char* name) { return keep(name, 0); }
+  double below_one(const char* name, int index, int) { return keep(name, index); }
+  bool flag(const char* name) { return keep(name, 0) != 0; }
+
+  std::span<const OptionValue> values() const { return values_; }
+
+ private:
+  double keep(const char* name, int index) {
+    return values_.emplace_back(named_.at(name).at(static_cast<size_t>(index))).value;
   }
+
+  const NamedOptions& named_;
+  std::vector<OptionValue> values_;
+};
+
+template <class Rule>
+uint32_t add_options_of(const NamedOptions& named, UpdateList& list) {
+  OrderedOptions options(named);
+  (void)Rule::read(options);
+  return list.add(options.values());
 }
 
-// Whether a number of the type, which is written to `place`, has this value.
-bool store_exactly(double value, NumberType type, void* place) {
-  switch (type) {
-    case NumberType::kFloat32: *static_cast<float*>(place) = static_cast<float>(value); break;
-    case NumberType::kFloat64: *static_cast<double*>(place) = value; break;
-    case NumberType::kInt32: *static_cast<int32_t*>(place) = static_cast<int32_t>(value); break;
-    default: *static_cast<int64_t*>(place) = static_cast<int64_t>(value);
+struct AddOptions {
+  template <class Rule>
+  auto operator()() const {
+    return &add_options_of<Rule>;
   }
-  return load_number(place, type) == value;
-}
+};
 
-void leave_numbers(const UpdateList& list, NumberType type) {
-  static std::deque<double> numbers;  // double for its size and alignment
-  numbers.clear();
+// Changes the list, which is const to engines alone. The options are added once: they take room in
+// the table.
+void leave_options(const LeftOptions& left, const UpdateList& list) {
+  static const auto add = AllRules::map(AddOptions{});
+  std::optional<uint32_t> position;
   for (const Update& update : list.updates()) {
-    if (!update.derives) continue;
-    for (const OptionValue& option : options_of(list, update)) {
-      if (option.source != nullptr) continue;
-      double* const place = &numbers.emplace_back();
-      if (!store_exactly(option.value, type, place)) continue;
-      const_cast<OptionValue&>(option) = {.source = place, .type = type};
-    }
+    if (!left.params.contains(list.operands(update)[kParam].data)) continue;
+    if (!position) position = add[list.rule()](left.options, const_cast<UpdateList&>(list));
+    auto& changed = const_cast<Update&>(update);
+    changed.derives = true;
+    changed.scalars = *position;
   }
+  if (!position) throw std::logic_error("options are left for parameters that are not stepped");
 }
 
 class RecordingEngine final : public Engine {
@@ -62,8 +80,7 @@ class RecordingEngine final : public Engine {
 
   void prepare(const UpdateList& list, const Execution& execution,
                std::unique_ptr<EngineMemory>& memory) override {
-    leave_options(list);
-    if (left_numbers()) leave_numbers(list, *left_numbers());
+    for (const LeftOptions& left : left_options()) leave_options(left, list);
     cuda_engine().prepare(list, on_gpu(execution), memory);
   }
 
@@ -84,14 +101,9 @@ Place& place_of_steps() {
   return place;
 }
 
-std::map<uint32_t, const void*>& left_options() {
-  static std::map<uint32_t, const void*> options;
+std::vector<LeftOptions>& left_options() {
+  static std::vector<LeftOptions> options;
   return options;
-}
-
-std::optional<NumberType>& left_numbers() {
-  static std::optional<NumberType> type;
-  return type;
 }
 
 Engine& recording_engine() {

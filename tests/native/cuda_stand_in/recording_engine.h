@@ -1,11 +1,13 @@
 // The CUDA engine, for tensors that torch takes for the CPU's.
 #pragma once
 
-#include <cstdint>
 #include <map>
-#include <optional>
+#include <set>
+#include <string>
+#include <vector>
 
 #include "core/engine.h"
+#include "core/option.h"
 
 namespace fusedopt::stand_in {
 
@@ -16,13 +18,18 @@ struct Place {
 };
 Place& place_of_steps();
 
-// Options that a kernel reads in the device's memory, a float32 each, by the order in which a rule
-// reads its options. The library itself leaves none that torch has on the CPU to a device.
-std::map<uint32_t, const void*>& left_options();
+// The options of a parameter group by name, several where one is a tuple. Those with a source are
+// in the device's memory.
+using NamedOptions = std::map<std::string, std::vector<OptionValue>>;
 
-// Or all of them, as numbers of one type, where they are such numbers. They are there until the
-// next step is prepared.
-std::optional<NumberType>& left_numbers();
+// Options from which kernels derive the scalars of some parameters, which are named by address. The
+// library itself leaves none that torch has on the CPU to a device. If the rule counts steps, the
+// device has to count them.
+struct LeftOptions {
+  std::set<const void*> params;
+  NamedOptions options;
+};
+std::vector<LeftOptions>& left_options();
 
 // Announces what each launch may touch before the engine queues it.
 Engine& recording_engine();
