@@ -24,7 +24,9 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 
 from fusedopt import _native
 from fusedopt.checking.rows import ROWS as _ROWS
+from fusedopt.convert import convert_states as convert_states
 from fusedopt.convert import from_torch as from_torch
+from fusedopt.convert import to_float32_state as to_float32_state
 from fusedopt.environment import USES_HUGE_PAGES, USES_TORCH_LIBRARY
 from fusedopt.optimizers.base import FusedOptimizer as FusedOptimizer
 from fusedopt.optimizers.base import local_tensor as local_tensor
@@ -32,7 +34,13 @@ from fusedopt.optimizers.base import local_tensor as local_tensor
 if TYPE_CHECKING:  # Type checkers run nothing: they see the classes where their rows are.
     from fusedopt.checking.rows import *  # noqa: F403
 else:
-    _public = (FusedOptimizer, from_torch, *(row.optimizer for row in _ROWS))
+    _public = (
+        FusedOptimizer,
+        convert_states,
+        from_torch,
+        to_float32_state,
+        *(row.optimizer for row in _ROWS),
+    )
     globals().update({public.__name__: public for public in _public})
     __all__ = sorted(public.__name__ for public in _public)
 

@@ -1,9 +1,13 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
 import torch
+
+_CreateState = Callable[
+    [str, torch.Tensor, dict[str, Any]], torch.Tensor | tuple[torch.Tensor, float] | None
+]
 
 compiler: str
 
@@ -17,9 +21,7 @@ def step(
     rule: str,
     param_groups: list[dict[str, Any]],
     state: dict[Any, Any],
-    create_state: Callable[
-        [str, torch.Tensor, dict[str, Any]], torch.Tensor | tuple[torch.Tensor, float]
-    ],
+    create_state: _CreateState,
     grad_scale: torch.Tensor | None = None,
     found_inf: torch.Tensor | None = None,
 ) -> None: ...
@@ -27,9 +29,16 @@ def check_step(
     rule: str,
     param_groups: list[dict[str, Any]],
     state: dict[Any, Any],
-    create_state: Callable[
-        [str, torch.Tensor, dict[str, Any]], torch.Tensor | tuple[torch.Tensor, float]
-    ],
+    create_state: _CreateState,
+) -> None: ...
+def check_storage(group: Mapping[str, Any], index: int, dtypes: list[str]) -> None: ...
+def states(rule: str) -> dict[str, bool]: ...
+def counts_steps(rule: str) -> bool: ...
+def decode(
+    stored_as: str, stored: torch.Tensor, beside: torch.Tensor, numbers: torch.Tensor
+) -> None: ...
+def encode(
+    stored_as: str, stored: torch.Tensor, beside: torch.Tensor, numbers: torch.Tensor
 ) -> None: ...
 
 class Excursion(AbstractContextManager[None]):

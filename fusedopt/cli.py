@@ -93,7 +93,7 @@ def info() -> None:
 @app.command()
 def verify() -> None:
     """Compare every kernel with the NumPy reference, as integers; exit status 1 on a mismatch."""
-    from fusedopt.checking.verify import print_verification
+    from fusedopt.checking.report import print_verification
 
     raise typer.Exit(code=1 if print_verification() else 0)
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from fusedopt import _native
 from fusedopt.checking.rows import DTYPES, ROWS
+from fusedopt.optimizers import storage
 from fusedopt.optimizers.base import FusedOptimizer, check_group
 
 if TYPE_CHECKING:
@@ -77,6 +79,69 @@ def from_torch(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
     if tracked:
         optimizer.step = _tracked_step(optimizer)  # type: ignore[method-assign]
     return cast("FusedOptimizer", optimizer)
+
+
+def convert_states(optimizer: FusedOptimizer, **options: Any) -> FusedOptimizer:
+    """Stores the states of an optimizer as the options of its groups ask, in mid-training.
+
+    .. code-block:: python
+
+        optimizer = fusedopt.from_torch(torch_optimizer)
+        fusedopt.convert_states(optimizer, state_bits=8)
+
+    States that exist are converted once, rounded to nearest; steps never convert, and refuse a
+    state that is not stored as the options ask. A master that is no longer asked for is dropped,
+    and with it what the parameter's dtype cannot hold.
+
+    Args:
+        optimizer: one of this package.
+        options: ``state_bits``, ``stochastic_rounding``, ``master_weights`` or ``seed``, which are
+            set in every group; without any, groups stay as they are.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: options that do not fit a parameter. Nothing is changed then.
+    """
+    unknown = options.keys() - storage.DEFAULTS.keys()
+    if unknown:
+        raise TypeError(f"convert_states has no option {sorted(unknown)[0]!r}")
+    for index, group in enumerate(optimizer.param_groups):
+        storage.check_storage({**group, **options}, index)
+    signs = _native.states(optimizer._rule)
+    converted = []
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            states = dict(optimizer.state.get(param, {}))
+            storage.convert(states, param, {**group, **options}, signs)
+            converted.append((param, states))
+    for group in optimizer.param_groups:
+        group.update(options)
+    for param, states in converted:
+        if states:
+            optimizer.state[param] = states
+    return optimizer
+
+
+def to_float32_state(optimizer: FusedOptimizer) -> FusedOptimizer:
+    """Turns an optimizer into one whose ``state_dict()`` torch's class of the same name loads.
+
+    All states become float32 and all options of storage their defaults; a master is dropped, so
+    take ``optimizer.master_params()`` before.
+
+    Returns:
+        The same object.
+    """
+    convert_states(optimizer, **{**storage.DEFAULTS, "state_bits": 32})
+    for group in optimizer.param_groups:
+        for name in storage.DEFAULTS:
+            del group[name]
+    if not _native.counts_steps(optimizer._rule):  # only rounding did
+        for states in optimizer.state.values():
+            states.pop("step", None)
+    return optimizer
 
 
 def _check_params(optimizer: torch.optim.Optimizer, group: dict[str, Any], index: int) -> None:

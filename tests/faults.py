@@ -1,66 +1,10 @@
-"""The deliberate faults of ``mutants.py``, and which tests are to find them."""
+"""The deliberate faults of ``mutants.py``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-
-# First those that find most faults soonest.
-OF_CUDA = ("bits/test_properties.py", "cuda/test_cuda_emulated.py")
-OF_EVERYTHING = (
-    "torch_compat/test_refusals.py",
-    "torch_compat/test_refused_inputs.py",
-    *OF_CUDA,
-    "bits/test_exact.py",
-    "torch_compat/test_amp.py",
-    "bits/test_layouts.py",
-    "torch_compat/test_torch.py",
-    "torch_compat/test_groups_and_states.py",
-    "torch_compat/test_hooks.py",
-    "torch_compat/test_modes.py",
-    "bits/test_at_iterate.py",
-    "bits/test_values.py",
-    "native/test_attach.py",
-    "native/test_plan.py",
-    "native/test_reading.py",
-    "bits/test_shared_memory.py",
-    "bits/test_new_states.py",
-    "test_python_code.py",
-)
-OF_THREADS = ("native/test_forks.py",)
-OF_THE_CUDA_ENGINE = (
-    "cuda/test_cuda_engine.py",
-    "cuda/test_cuda_engine_graphs.py",
-    "cuda/test_cuda_engine_failures.py",
-)
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A fault: in a file, the one place that says ``old`` says ``new`` instead."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.name}"
-
-    def applied_to(self, text: str) -> str:
-        if text.count(self.old) != 1:
-            raise ValueError(f"{self}: {self.old!r} is there {text.count(self.old)} times")
-        return text.replace(self.old, self.new)
-
-    @property
-    def tests(self) -> tuple[str, ...]:
-        if self.file == "csrc/cpu/threads.cpp":
-            return OF_THREADS
-        if self.file in ("csrc/cuda/engine.cpp", "csrc/cuda/launch_memory.cpp"):
-            return OF_THE_CUDA_ENGINE
-        return OF_CUDA if self.file.startswith("csrc/cuda/") else OF_EVERYTHING
+from mutant import ROOT, Mutant
 
 
 def rule(file: str, *faults: tuple[str, str, str]) -> list[Mutant]:
@@ -150,6 +94,19 @@ MUTANTS = [
         ("float16 ties away", "0xfff + (magnitude >> 13 & 1)", "0x1000"),
         ("float16 without subnormals", "magnitude < 0x38800000 ? subnormal", "false ? subnormal"),
         ("a double rounded twice", "return std::bit_cast<float>(odd);", "return nearest;"),
+        ("random bits ignored", "(number) + random_bits;", "(number);"),
+        ("remainder's sign ignored", "stored - (remainder < 0 ? 1 : 0)", "stored"),
+    ),
+    *rule(
+        "csrc/core/codes.h",
+        ("nothing is zero", "relative > kLowest ? part", "relative > -1.0f ? part"),
+        ("no code for 1", "relative > kHighest ? Ints{} + kOne", "relative > 2.0f ? Ints{} + kOne"),
+        ("infinity as a scale", "magnitude < 0x7f800000 ? magnitude : 0", "magnitude"),
+    ),
+    *rule(
+        "csrc/core/random.h",
+        ("one draw for all steps", "words[3] = draws.step;", "words[3] = 0;"),
+        ("one draw for all operands", "| operand << 24", ""),
     ),
     *rule(
         "csrc/core/memory_range.cpp",
@@ -176,6 +133,8 @@ MUTANTS = [
          "(true || (is_dense(a) &&"),
         ("states of several formats", "operand.format != tensors[kFirstState].format",
          "false"),
+        ("shared scales not seen", "if (operands[k].scales != nullptr) written_",
+         "if (false) written_"),
         ("all in the first round",
          "round_of_[u] = plan.earliest(accesses.data(), accesses.size());", "round_of_[u] = 0;"),
     ),
@@ -185,6 +144,8 @@ MUTANTS = [
         ("a double computed in float", "return tensor.format == Format::kFloat64;",
          "return false;"),
         ("strides not compared", "return same_strides(param, tensor);", "return true;"),
+        ("codes in the parameter's order", "codes == tensors.end() ? tensors[kParam] : *codes",
+         "tensors[kParam]"),
     ),
     *rule(
         "csrc/cpu/engine.cpp",
@@ -202,8 +163,14 @@ MUTANTS = [
         ("strides ignored", "const int64_t stride = elements.inner_stride(k);",
          "const int64_t stride = 1;"),
         ("quotient not stored", "!operands_[k].is_written() ||", "k == kGrad ||"),
-        ("new states not begun", "if (!operands_[k].is_read()) fill", "if (false) fill"),
+        ("new states not begun",
+         "fill(in_double_, numbers_[k], initial_number(operands_[k]), n);", ";"),
         ("gradients written", "!operands_[k].is_written() || numbers", "numbers"),
+        ("one scale for all blocks", "operands_[k].scales + first / kScaledBlock",
+         "operands_[k].scales"),
+        ("one draw for all groups", "const int64_t group = (draws_->first + first) / kDrawGroup;",
+         "const int64_t group = 0;"),
+        ("remainder that holds nothing read", "!operands_.back().is_read()", "false"),
     ),
     *rule(
         "csrc/cpu/kernels.cpp",
@@ -299,6 +266,10 @@ MUTANTS = [
         ("nobody knows when a table is done",
          "const cudaError_t error = cudaEventRecord(memory_->finished, stream_);",
          "const cudaError_t error = cudaSuccess;"),
+        ("a table that is never known to be done used again",
+         "  if (error != cudaSuccess) (void)memory_.release();\n", ""),
+        ("a table that may still be copied used again", "    (void)memory.release();\n    throw;",
+         "    throw;"),
         ("counters not cleared",
          "cudaMemsetAsync(device_, 0, size,", "cudaMemsetAsync(device_, 1, size,"),
         ("a graph's table copied too late", 'stream.wait("waiting for a launch\'s table");', ""),

@@ -38,16 +38,29 @@ class Guarded:
 
 def bits(tensor: torch.Tensor) -> np.ndarray:
     """The elements of a tensor as integers, in the order of its indices."""
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    kind = kinds[tensor.element_size()]
     return tensor.detach().cpu().contiguous().view(kind).numpy()
 
 
-def run_native(source: str, folder: Path) -> list[str]:
-    """What a program of ``tests/native`` prints, built with ``csrc/core`` and nothing else."""
+def parameter(values: torch.Tensor) -> torch.nn.Parameter:
+    """A parameter whose gradient may have any floating dtype."""
+    param = torch.nn.Parameter(values)
+    if hasattr(param, "grad_dtype"):  # torch 2.9 and later ask first
+        param.grad_dtype = None
+    return param
+
+
+def run_native(source: str, folder: Path, *options: str, headers_only: bool = False) -> list[str]:
+    """What a program of ``tests/native`` prints, built with ``csrc/core`` and nothing else.
+
+    Options are the compiler's. Of the core it may need the headers only.
+    """
     root = Path(__file__).parent.parent
     program = folder / Path(source).stem
-    sources = [root / "tests" / "native" / source, *(root / "csrc" / "core").glob("*.cpp")]
-    flags = ["-std=c++20", "-Wall", "-Werror", f"-I{root / 'csrc'}"]
+    core = [] if headers_only else (root / "csrc" / "core").glob("*.cpp")
+    sources = [root / "tests" / "native" / source, *core]
+    flags = ["-std=c++20", "-Wall", "-Werror", f"-I{root / 'csrc'}", *options]
     compiler = os.environ.get("CXX", "g++")
     subprocess.run([compiler, *flags, *map(str, sources), "-o", str(program)], check=True)
     return subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()

@@ -17,11 +17,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from mutant import OF_EVERYTHING, ROOT, Mutant
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from faults import MUTANTS, OF_EVERYTHING, ROOT, Mutant
+from faults import MUTANTS
 
 BUILD = ROOT / "build" / "mutants"
 SOURCE = BUILD / "source"

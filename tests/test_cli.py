@@ -17,7 +17,7 @@ from fusedopt.benchmarks import run as bench
 from fusedopt.benchmarks.contestants.contests import CONTESTS
 from fusedopt.benchmarks.run import PARTS
 from fusedopt.benchmarks.workloads.tensors import WORKLOADS
-from fusedopt.checking import cases, verify
+from fusedopt.checking import cases, report
 from fusedopt.cli import app
 from fusedopt.names import UnknownNameError, find_name
 from fusedopt.plotting.trajectories.surfaces import SURFACES
@@ -26,8 +26,8 @@ from fusedopt.plotting.trajectories.surfaces import SURFACES
 @pytest.fixture
 def two_cases(monkeypatch):
     """Few and small cases, so that a run takes a moment."""
-    monkeypatch.setattr(verify, "CASES", [c for c in cases.CASES if c.row.name == "Adam"][:2])
-    monkeypatch.setattr(verify, "DTYPES", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(report, "CASES", [c for c in cases.CASES if c.row.name == "Adam"][:2])
+    monkeypatch.setattr(report, "DTYPES", (torch.float32, torch.bfloat16))
 
 
 @pytest.mark.usefixtures("two_cases")

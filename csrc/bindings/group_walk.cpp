@@ -1,7 +1,5 @@
 #include "bindings/group_walk.h"
 
-#include <bit>
-
 #include "core/refusal.h"
 
 namespace fusedopt {
@@ -17,6 +15,7 @@ PyObject* const kCapturableKey = intern("capturable");
 PyObject* const kDifferentiableKey = intern("differentiable");
 PyObject* const kGradName = intern("grad");
 PyObject* const kStepKey = intern("step");
+PyObject* const kRemainderKey = intern("param_remainder");
 
 bool is_true(PyObject* option) {
   if (option == nullptr) return false;
@@ -74,6 +73,7 @@ void GroupWalk::collect_group(PyObject* group) {
     } else {
       collect_param(param, grad);
     }
+    ++number_;
   }
 }
 
@@ -87,7 +87,8 @@ GroupPlan GroupWalk::read_group(PyObject* group) {
   read_options(plan, GroupOptions::kLeave);
   plan.used_states = rule_.info.used_states(plan.variant);
   plan.required_states = rule_.info.used_states(kNoOptions);
-  plan.operand_count = static_cast<uint8_t>(kFirstState + std::popcount(plan.used_states));
+  plan.storage = read_storage_options(group, memory_.keep);
+  plan.counts_steps = rule_.info.counts_steps || plan.storage.draws_random_bits();
   plan.capturable = is_true(find_item(group, kCapturableKey, memory_.keep));
   return plan;
 }
@@ -108,30 +109,54 @@ void GroupWalk::read_options(GroupPlan& plan, GroupOptions::OnDevice on_device) 
 void GroupWalk::collect_param(PyObject* param, PyObject* grad) {
   const Location& location = memory_.location;
   const GroupPlan& group = memory_.groups[static_cast<size_t>(location.group)];
-  const bool counts_steps = rule_.info.counts_steps;
   torch_.require_tensor(grad, "the gradient");
-  ParamPlan plan{.group_index = location.group, .param_index = location.param, .param = param};
+  ParamPlan plan{.group_index = location.group,
+                 .param_index = location.param,
+                 .param = param,
+                 .number = number_};
   plan.touched = static_cast<uint32_t>(memory_.touched.size());
   plan.first_operand = static_cast<uint32_t>(memory_.operands.size());
   add_operand(plan, param, {.role = kParam});
   add_operand(plan, resolve_gradient(grad),
               {.access = amp_.scales() ? Access::kReadWrite : Access::kRead, .role = kGrad});
-  if (counts_steps || group.used_states != 0) plan.states = state_.of(param);
-  if (counts_steps) {
-    plan.step = state_.tensor(plan, group.group, kStepKey, false, nullptr);
+  collect_states(plan, group);
+  plan.tensor_count = static_cast<uint8_t>(memory_.operands.size() - plan.first_operand);
+  memory_.params.push_back(plan);
+}
+
+void GroupWalk::collect_states(ParamPlan& plan, const GroupPlan& group) {
+  const StorageOptions& storage = group.storage;
+  if (group.counts_steps || group.used_states != 0 || storage.master_weights) {
+    plan.states = state_.of(plan.param);
+  }
+  if (group.counts_steps) {
+    const bool is_optional = !rule_.info.counts_steps;  // only rounding needs it
+    plan.step = state_.tensor(plan, group.group, kStepKey, is_optional, nullptr).tensor;
     memory_.touched.push_back(plan.step);
     note_unresolved(plan, plan.step, Unresolved::kStep);
   }
+  memory_.scales.clear();
   for (unsigned s = 0; s < rule_.state_names.size(); ++s) {
     if (!(group.used_states >> s & 1)) continue;
     const bool is_optional = !(group.required_states >> s & 1);
     Operand operand{.role = static_cast<uint8_t>(kFirstState + s)};
-    PyObject* const tensor =
+    const OptimizerState::Found state =
         state_.tensor(plan, group.group, rule_.state_names[s], is_optional, &operand);
-    add_operand(plan, tensor, operand);
+    add_operand(plan, state.tensor, operand);
+    plan.is_fresh = plan.is_fresh || state.is_new;
+    if (storage.state_bits != 8) continue;
+    Operand of_scales{.role = static_cast<uint8_t>(rule_.info.role_of_scales(s))};
+    PyObject* const tensor =
+        state_.scales(plan, group.group, rule_.scale_names[s], state, &of_scales);
+    if (tensor != nullptr) memory_.scales.emplace_back(tensor, of_scales);
   }
-  plan.is_fresh = plan.has_new_states();
-  memory_.params.push_back(plan);
+  if (storage.master_weights) {
+    Operand remainder{.role = static_cast<uint8_t>(rule_.info.role_of_remainder())};
+    add_operand(plan, state_.tensor(plan, group.group, kRemainderKey, true, &remainder).tensor,
+                remainder);
+  }
+  plan.operand_count = static_cast<uint8_t>(memory_.operands.size() - plan.first_operand);
+  for (const auto& [tensor, operand] : memory_.scales) add_operand(plan, tensor, operand);
 }
 
 void GroupWalk::add_operand(const ParamPlan& plan, PyObject* tensor, const Operand& operand) {
@@ -175,7 +200,8 @@ void GroupWalk::resolve(const Unresolved& unresolved) {
     tensor = torch_.unwrap(tensor, owner, is_grad, memory_.keep);
   }
   const char* const name =
-      is_step ? "state 'step'" : rule_.info.operand_names[memory_.operands_of(plan)[position].role];
+      is_step ? "state 'step'"
+              : rule_.info.operand_names[memory_.operands_of(plan)[position].role].c_str();
   torch_.require_tensor(tensor, name);
   // Gradients have been asked before, and negated ones are copies by now.
   if (!is_grad && torch_.is_negated_view(tensor)) {

@@ -25,6 +25,7 @@ class GroupWalk {
   GroupPlan read_group(PyObject* group);
   void read_options(GroupPlan& plan, GroupOptions::OnDevice on_device);
   void collect_param(PyObject* param, PyObject* grad);
+  void collect_states(ParamPlan& plan, const GroupPlan& group);
   void add_operand(const ParamPlan& plan, PyObject* tensor, const Operand& operand);
   void note_unresolved(const ParamPlan& plan, PyObject* tensor, int operand);
   PyObject* resolve_gradient(PyObject* grad);
@@ -36,6 +37,7 @@ class GroupWalk {
   OptimizerState& state_;
   const AmpTensors& amp_;
   StepMemory& memory_;
+  uint32_t number_ = 0;  // parameters that came before
 };
 
 }  // namespace fusedopt

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "bindings/conversion.h"
 #include "bindings/engines.h"
+#include "bindings/exceptions.h"
 #include "bindings/excursion.h"
 #include "bindings/step.h"
 #include "core/refusal.h"
@@ -27,8 +29,12 @@ std::vector<BoundRule>& rules() {
     std::vector<BoundRule> bound;
     AllRules::map([&]<class Rule>() {
       const auto index = static_cast<unsigned>(bound.size());
-      BoundRule rule{rule_info<Rule>(index), read_hyperparameters<Rule>, {}, {}};
-      for (const char* name : Rule::kStates) rule.state_names.push_back(intern(name));
+      BoundRule rule{rule_info<Rule>(index), read_hyperparameters<Rule>, {}, {}, {}};
+      for (unsigned s = 0; s < Rule::kStates.size(); ++s) {
+        rule.state_names.push_back(intern(Rule::kStates[s].name));
+        const int role = rule.info.role_of_scales(s);
+        rule.scale_names.push_back(intern(rule.info.operand_names[role].c_str()));
+      }
       bound.push_back(std::move(rule));
       return index;
     });
@@ -42,65 +48,6 @@ BoundRule& find_rule(const std::string& name) {
     if (name == rule.info.name) return rule;
   }
   throw py::value_error("there is no rule '" + name + "'");
-}
-
-PyObject* exception_type(Refusal::Kind kind) {
-  switch (kind) {
-    case Refusal::kValue: return PyExc_ValueError;
-    case Refusal::kType: return PyExc_TypeError;
-    case Refusal::kKey: return PyExc_KeyError;
-    case Refusal::kNotImplemented: return PyExc_NotImplementedError;
-    case Refusal::kAssertion: return PyExc_AssertionError;
-    case Refusal::kRuntime: break;
-  }
-  return PyExc_RuntimeError;
-}
-
-// Adds to an exception of somebody else's where in the parameter groups it was raised. Python shows
-// notes from 3.11 on.
-void add_note(const py::error_already_set& error, const std::string& location) {
-  if (location.empty() || !error.matches(PyExc_Exception)) return;
-  try {
-    const py::object value = error.value();
-    const py::str note("in " + location);
-    if (py::hasattr(value, "add_note")) {
-      value.attr("add_note")(note);
-    } else {
-      py::list notes = py::getattr(value, "__notes__", py::list());
-      notes.append(note);
-      value.attr("__notes__") = notes;
-    }
-  } catch (const py::error_already_set&) {  // an exception that takes none goes on as it is
-  }
-}
-
-void set_error(const Refusal& refusal, const std::string& location) {
-  const std::string text = (location.empty() ? "" : location + ": ") + refusal.what();
-  const auto size = static_cast<Py_ssize_t>(text.size());
-  // Not as a string of C, which ends at a NUL.
-  const py::object message = take(PyUnicode_DecodeUTF8(text.data(), size, "backslashreplace"));
-  PyErr_SetObject(exception_type(refusal.kind), message.ptr());
-}
-
-// Turns a Refusal into the exception that Python sees. `location` says where it happened.
-template <class F, class Location>
-void with_exceptions(F f, Location location) {
-  try {
-    f();
-  } catch (const Refusal& refusal) {
-    set_error(refusal, location());
-    throw py::error_already_set();
-  } catch (const py::error_already_set& error) {
-    add_note(error, location());
-    throw;
-  } catch (const ForcedUnwind&) {
-    wait_for_the_end();
-  }
-}
-
-template <class F>
-void with_exceptions(F f) {
-  with_exceptions(f, [] { return std::string(); });
 }
 
 TorchTensors& torch_tensors() {
@@ -176,6 +123,29 @@ void check_step(const std::string& rule, const py::object& param_groups, const p
   with_step(rule, param_groups, state, create_state, py::none(), py::none(), [](Step&) {});
 }
 
+// Refuses options of a parameter group that cannot store its parameters, whose dtypes are given by
+// their names in torch.
+void check_storage(const py::object& group, Py_ssize_t index,
+                   const std::vector<std::string>& dtypes) {
+  Py_ssize_t param = -1;
+  with_exceptions(
+      [&] {
+        KeepAlive keep;
+        const StorageOptions options = read_storage_options(group.ptr(), keep);
+        for (const std::string& dtype : dtypes) {
+          ++param;
+          for (const Format format :
+               {Format::kFloat32, Format::kFloat64, Format::kBFloat16, Format::kFloat16}) {
+            if (dtype == name_of(format)) (void)options.of_param(format);
+          }
+        }
+      },
+      [&] {
+        const std::string text = "parameter group " + std::to_string(index);
+        return param < 0 ? text : text + ", parameter " + std::to_string(param);
+      });
+}
+
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const cpu::KernelTable* table : cpu::available_isas()) names.emplace_back(table->isa);
@@ -201,6 +171,21 @@ PYBIND11_MODULE(_native, m) {
       "Updates every parameter of all groups that has a gradient, or raises and changes nothing.");
   m.def("check_step", &check_step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
         py::arg("create_state"));
+  m.def("check_storage", &check_storage, py::arg("group"), py::arg("index"), py::arg("dtypes"));
+  m.def(
+      "states",
+      [](const std::string& rule) {
+        py::dict signs;
+        for (const StateInfo& state : find_rule(rule).info.states) {
+          signs[state.name] = state.is_signed;
+        }
+        return signs;
+      },
+      py::arg("rule"), "The states of a rule, and whether their numbers may be negative.");
+  m.def(
+      "counts_steps", [](const std::string& rule) { return find_rule(rule).info.counts_steps; },
+      py::arg("rule"));
+  define_conversion(m, torch_tensors());
   define_excursion(m);
   m.def(
       "load_cuda", [] { with_exceptions([] { cuda_engine_of_module(); }); },

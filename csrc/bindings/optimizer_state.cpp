@@ -3,6 +3,20 @@
 #include "core/refusal.h"
 
 namespace fusedopt {
+namespace {
+
+PyObject* const kRemainderKey = intern("param_remainder");
+
+// A master may be there before the first step.
+bool has_none_but_a_remainder(PyObject* states) {
+  if (states == nullptr || PyDict_GET_SIZE(states) == 0) return true;
+  if (PyDict_GET_SIZE(states) > 1) return false;
+  const int contains = PyDict_Contains(states, kRemainderKey);
+  if (contains < 0) throw py::error_already_set();
+  return contains == 1;
+}
+
+}  // namespace
 
 OptimizerState::OptimizerState(PyObject* state, PyObject* create, const TorchTensors& torch,
                                StepMemory& memory)
@@ -33,23 +47,34 @@ PyObject* OptimizerState::next_if_of(PyObject* param) {
   return value;
 }
 
-PyObject* OptimizerState::tensor(ParamPlan& plan, PyObject* group, PyObject* name, bool is_optional,
-                                 Operand* operand) {
-  const bool is_new = plan.states == nullptr || PyDict_GET_SIZE(plan.states) == 0;
-  PyObject* const tensor = is_new ? nullptr : find_item(plan.states, name, memory_.keep);
-  if (tensor == nullptr || tensor == Py_None) {
-    if (is_new || is_optional) return create(plan, group, name, operand);
-    throw Refusal(Refusal::kKey, "its state has no '" + to_string(name) +
-                                     "'; does the checkpoint come from another optimizer?");
-  }
+PyObject* OptimizerState::find(const ParamPlan& plan, PyObject* name) {
+  if (plan.states == nullptr || PyDict_GET_SIZE(plan.states) == 0) return nullptr;
+  PyObject* const tensor = find_item(plan.states, name, memory_.keep);
+  if (tensor == nullptr || tensor == Py_None) return nullptr;
   if (!torch_.is_tensor(tensor)) {
     throw Refusal(Refusal::kType, "state '" + to_string(name) + "' must be a tensor");
   }
   return tensor;
 }
 
-PyObject* OptimizerState::create(ParamPlan& plan, PyObject* group, PyObject* name,
-                                 Operand* operand) {
+OptimizerState::Found OptimizerState::tensor(ParamPlan& plan, PyObject* group, PyObject* name,
+                                             bool is_optional, Operand* operand) {
+  if (PyObject* const tensor = find(plan, name)) return {tensor, false};
+  const bool has_none = has_none_but_a_remainder(plan.states);
+  if (!has_none && !is_optional) {
+    throw Refusal(Refusal::kKey, "its state has no '" + to_string(name) +
+                                     "'; does the checkpoint come from another optimizer?");
+  }
+  return {create(plan, group, name, operand, false), true};
+}
+
+PyObject* OptimizerState::scales(ParamPlan& plan, PyObject* group, PyObject* name,
+                                 const Found& state, Operand* operand) {
+  return state.is_new ? create(plan, group, name, operand, true) : find(plan, name);
+}
+
+PyObject* OptimizerState::create(ParamPlan& plan, PyObject* group, PyObject* name, Operand* operand,
+                                 bool may_be_none) {
   PyObject* tensor = memory_.keep.steal(
       take(PyObject_CallFunctionObjArgs(create_, name, plan.param, group, nullptr))
           .release()
@@ -61,6 +86,7 @@ PyObject* OptimizerState::create(ParamPlan& plan, PyObject* group, PyObject* nam
     operand->initial = initial;
     tensor = PyTuple_GET_ITEM(tensor, 0);
   }
+  if (tensor == Py_None && may_be_none) return nullptr;
   torch_.require_tensor(tensor, ("new state '" + to_string(name) + "'").c_str());
   replace(plan, name, tensor);
   return tensor;

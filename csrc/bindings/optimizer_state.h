@@ -17,10 +17,18 @@ class OptimizerState {
   PyObject* of(PyObject* param);
   void skip(PyObject* param) { (void)next_if_of(param); }
 
+  struct Found {
+    PyObject* tensor;  // null where there is none, and need not be
+    bool is_new;
+  };
+
   // A state of the parameter that is being collected, new if it does not exist and may: if none of
   // its states does, or if it is optional. `operand` is told if its memory holds nothing yet; null
   // for a step count.
-  PyObject* tensor(ParamPlan& plan, PyObject* group, PyObject* name, bool is_optional,
+  Found tensor(ParamPlan& plan, PyObject* group, PyObject* name, bool is_optional,
+               Operand* operand);
+  // The scales of a state, which only codes have.
+  PyObject* scales(ParamPlan& plan, PyObject* group, PyObject* name, const Found& state,
                    Operand* operand);
 
   // Has a state replaced by another tensor, with the others that are new.
@@ -33,7 +41,9 @@ class OptimizerState {
 
  private:
   PyObject* next_if_of(PyObject* param);
-  PyObject* create(ParamPlan& plan, PyObject* group, PyObject* name, Operand* operand);
+  PyObject* find(const ParamPlan& plan, PyObject* name);
+  PyObject* create(ParamPlan& plan, PyObject* group, PyObject* name, Operand* operand,
+                   bool may_be_none);
   PyObject* new_states_of(ParamPlan& plan);
 
   PyObject* state_;

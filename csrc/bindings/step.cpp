@@ -20,7 +20,7 @@ bool is_count(double number) {
   return number >= 0 && number < 0x1p53 && std::floor(number) == number;
 }
 
-std::string name_of(const ParamPlan& plan) {
+std::string place_of(const ParamPlan& plan) {
   return "parameter " + std::to_string(plan.param_index) + " of group " +
          std::to_string(plan.group_index);
 }
@@ -86,26 +86,26 @@ void Step::prefetch(size_t index) const {
 
 void Step::add_update(ParamPlan& plan) {
   locate(plan);
-  const std::span<PyObject*> tensors = memory_.tensors_of(plan);
-  const std::span<Operand> operands = memory_.operands_of(plan);
+  const std::span<Operand> operands = memory_.operands_of(plan).first(plan.operand_count);
   auto& views = memory_.views;
   auto& names = memory_.operand_names;
   views.clear();
   names.clear();
   for (size_t k = 0; k < operands.size(); ++k) {
-    const char* const name = rule_.info.operand_names[operands[k].role];
-    if (k != kGrad) torch_.refuse_negated_view(tensors[k], name);
-    views.push_back(to_view(
-        k == kGrad ? describe_gradient(tensors[k]) : torch_.describe(tensors[k], name), name));
-    names.push_back(name);
+    views.push_back(view_of(plan, k));
+    names.push_back(name_of(operands[k]));
   }
+  DeviceUpdates& list = list_for(views[kParam].device);
+  plan.list = &list;
+  const bool are_usual =
+      std::all_of(views.begin() + kFirstState, views.end(),
+                  [](const auto& view) { return plain_format(view.format) == view.format; });
+  if (!are_usual || !group_of(plan).storage.is_usual()) choose_formats(plan, *list.engine);
   validate(views, names);
   if (amp_.scales() && may_overlap_itself(views[kGrad])) {
     throw Refusal(Refusal::kRuntime,
                   "the gradient has elements that share memory, so it cannot be unscaled in place");
   }
-  DeviceUpdates& list = list_for(views[kParam].device);
-  plan.list = &list;
   if (!list.engine->is_asynchronous() && group_of(plan).capturable) {
     throw Refusal(Refusal::kAssertion,
                   "capturable=True needs a parameter on a device that can capture graphs; this "
@@ -118,9 +118,76 @@ void Step::add_update(ParamPlan& plan) {
   int64_t step = 0;
   if (plan.step != nullptr) plan_step_count(plan, list, update, step);
   plan_scalars(plan, list, update, step);
+  plan_draws(plan, list, update, step);
   if (plan.has_new_states()) plan_new_states(plan, list);
   list.params.push_back(static_cast<uint32_t>(&plan - memory_.params.data()));
   list.updates.add(update, views, operands);
+}
+
+TensorView Step::view_of(const ParamPlan& plan, size_t operand) {
+  PyObject*& tensor = memory_.tensors_of(plan)[operand];
+  const char* const name = name_of(memory_.operands_of(plan)[operand]);
+  if (operand == kGrad) return to_view(describe_gradient(tensor), name);
+  torch_.refuse_negated_view(tensor, name);
+  const DLTensor described = torch_.describe(tensor, name);
+  return operand == kParam ? to_view(described, name) : to_view_of_state(described, name);
+}
+
+// What the group's options make of the operands' dtypes.
+void Step::choose_formats(const ParamPlan& plan, const Engine& engine) {
+  const StorageOptions& storage = group_of(plan).storage;
+  const auto all = memory_.operands_of(plan);
+  const auto scales = all.subspan(plan.operand_count);
+  auto& views = memory_.views;
+  views[kParam].format = storage.of_param(views[kParam].format);
+  for (size_t k = kFirstState; k < views.size(); ++k) {
+    if (all[k].role == rule_.info.role_of_remainder()) {
+      if (views[k].format == Format::kRemainder) continue;
+      throw Refusal(Refusal::kValue, name_of(all[k]) + std::string(" must be of dtype int16"));
+    }
+    const auto state = static_cast<unsigned>(all[k].role - kFirstState);
+    const bool has_scales = std::any_of(scales.begin(), scales.end(), [&](const Operand& operand) {
+      return operand.role == rule_.info.role_of_scales(state);
+    });
+    const StateInfo& info = rule_.info.states[state];
+    views[k].format = storage.of_state(info, views[k].format, has_scales, views[k].numel);
+  }
+  for (size_t k = 0; k < views.size(); ++k) {
+    if (engine.stores(views[k].format)) continue;
+    throw Refusal(Refusal::kNotImplemented, name_of(all[k]) + std::string(" is to be stored as ") +
+                                                fusedopt::name_of(views[k].format) +
+                                                ", which the engine of its device cannot do");
+  }
+  describe_scales(plan);
+}
+
+void Step::describe_scales(const ParamPlan& plan) {
+  const auto tensors = memory_.tensors_of(plan);
+  const auto all = memory_.operands_of(plan);
+  const TensorView& param = memory_.views[kParam];
+  const int64_t blocks = (param.numel + kScaledBlock - 1) / kScaledBlock;
+  for (size_t t = plan.operand_count; t < all.size(); ++t) {
+    const char* const name = name_of(all[t]);
+    const TensorView view = to_view(torch_.describe(tensors[t], name), name);
+    if (view.device != param.device || view.format != Format::kFloat32 || view.numel != blocks ||
+        !is_contiguous(view)) {
+      throw Refusal(Refusal::kRuntime,
+                    name + (" must be " + std::to_string(blocks) +
+                            " numbers of dtype float32 without gaps, on the parameter's device"));
+    }
+    const auto of_state = std::find_if(all.begin(), all.end(), [&](const Operand& operand) {
+      return rule_.info.role_of_scales(static_cast<unsigned>(operand.role - kFirstState)) ==
+             all[t].role;
+    });
+    of_state->scales = static_cast<float*>(view.data);
+  }
+}
+
+void Step::plan_draws(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step) {
+  const StorageOptions& storage = group_of(plan).storage;
+  if (!storage.draws_random_bits()) return;
+  update.draws = list.updates.add(Draws{
+      .seed = storage.seed, .param = plan.number, .step = static_cast<uint32_t>(step), .first = 0});
 }
 
 DLTensor Step::describe_gradient(PyObject*& grad) {
@@ -130,7 +197,7 @@ DLTensor Step::describe_gradient(PyObject*& grad) {
     grad = copy;
     is_stale_ = true;
   }
-  return torch_.describe(grad, rule_.info.operand_names[kGrad]);
+  return torch_.describe(grad, name_of({.role = kGrad}));
 }
 
 // Who derives the scalars: the engine, where the host cannot know them; or else the host.
@@ -140,7 +207,7 @@ void Step::plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& upda
     const auto* const options = &memory_.options[group.first_option];
     // An engine that derives the scalars needs the step count. Where the host has it, the host
     // derives, and needs the options.
-    const bool host_counts = rule_.info.counts_steps && update.step == nullptr;
+    const bool host_counts = plan.step != nullptr && update.step == nullptr;
     const bool are_all_there =
         list.engine->is_asynchronous() && !host_counts &&
         std::all_of(options, options + group.option_count, [&](const GroupOption& option) {
@@ -217,8 +284,8 @@ DeviceUpdates& Step::list_for(const Device& device) {
 }
 
 void Step::check_capture(const ParamPlan& plan) const {
-  if (rule_.info.counts_steps &&
-      !memory_.groups[static_cast<size_t>(plan.group_index)].capturable) {
+  const bool counts_steps = memory_.groups[static_cast<size_t>(plan.group_index)].counts_steps;
+  if (counts_steps && !memory_.groups[static_cast<size_t>(plan.group_index)].capturable) {
     const py::handle create_state(state_.creator());
     throw Refusal(
         Refusal::kRuntime,
@@ -261,13 +328,13 @@ void Step::check_sharing() {
   if (identity(earlier) == identity(later)) refuse({PlanConflict::kRepeated, later, earlier});
   locate(memory_.params[later]);
   throw Refusal(Refusal::kValue, "state 'step' shares memory with that of " +
-                                     name_of(memory_.params[earlier]) +
+                                     place_of(memory_.params[earlier]) +
                                      ": each parameter needs a count of its own; clone it first");
 }
 
 void Step::refuse(const PlanConflict& conflict) {
-  const std::string other = name_of(memory_.params[conflict.other]);
-  const std::string operand = rule_.info.operand_names[conflict.role];
+  const std::string other = place_of(memory_.params[conflict.other]);
+  const std::string& operand = rule_.info.operand_names[conflict.role];
   locate(memory_.params[conflict.param]);
   switch (conflict.kind) {
     case PlanConflict::kRepeated: throw Refusal(Refusal::kValue, "is also " + other);

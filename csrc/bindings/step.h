@@ -28,6 +28,10 @@ class Step {
   void prefetch(size_t index) const;
   void add_update(ParamPlan& plan);
   DLTensor describe_gradient(PyObject*& grad);
+  TensorView view_of(const ParamPlan& plan, size_t operand);
+  void choose_formats(const ParamPlan& plan, const Engine& engine);
+  void describe_scales(const ParamPlan& plan);
+  void plan_draws(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step);
   void plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step);
   void plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step);
   void plan_new_states(const ParamPlan& plan, const DeviceUpdates& list);
@@ -43,6 +47,9 @@ class Step {
   uint32_t options_for(GroupPlan& group, DeviceUpdates& list);
   GroupPlan& group_of(const ParamPlan& plan) {
     return memory_.groups[static_cast<size_t>(plan.group_index)];
+  }
+  const char* name_of(const Operand& operand) const {
+    return rule_.info.operand_names[operand.role].c_str();
   }
   void locate(const ParamPlan& plan) { memory_.location = {plan.group_index, plan.param_index}; }
 

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "bindings/group_options.h"
+#include "bindings/storage_options.h"
 #include "bindings/torch_tensors.h"
 #include "core/plan.h"
 
@@ -16,7 +18,7 @@ struct BoundRule {
   RuleInfo info;
   std::unique_ptr<Hyperparameters> (*read)(GroupOptions&);
   OptionNames option_names;
-  std::vector<PyObject*> state_names;
+  std::vector<PyObject*> state_names, scale_names;
 };
 
 // A parameter group, as one step reads it.
@@ -26,10 +28,11 @@ struct GroupPlan {
   unsigned variant = 0;
   unsigned used_states = 0;
   unsigned required_states = 0;  // used whatever the options are
-  uint8_t operand_count = 0;     // of each update
+  bool counts_steps = false;
   bool capturable = false;
   bool has_left_options = false;  // options that only a device knows
   size_t first_option = 0, option_count = 0;
+  StorageOptions storage;
   GroupScalars scalars;
 };
 
@@ -44,7 +47,10 @@ struct ParamPlan {
   uint32_t first_operand = 0;   // position in StepMemory::tensors and operands
   uint32_t new_states = kNone;  // position in StepMemory::new_states
   uint32_t touched = 0;         // the first of its own in StepMemory::touched
-  bool is_fresh = false;        // a state did not exist
+  uint32_t number = 0;          // in the order of the groups, counting those without a gradient
+  uint8_t operand_count = 0;    // of the update
+  uint8_t tensor_count = 0;     // scales included, which come last
+  bool is_fresh = false;        // a state of the rule did not exist
   DeviceUpdates* list = nullptr;
 
   bool has_new_states() const { return new_states != kNone; }
@@ -70,11 +76,12 @@ struct StepMemory {
   std::vector<GroupPlan> groups;
   std::vector<GroupOption> options;
   std::vector<ParamPlan> params;
-  std::vector<PyObject*> tensors;          // of all updates; once resolved, plain ones
-  std::vector<Operand> operands;           // what is known of them before they are described
-  std::vector<TensorView> views;           // of the update that is being described
-  std::vector<const char*> operand_names;  // theirs
-  std::vector<PyObject*> new_states;       // a dict for each parameter that gets some in this step
+  std::vector<PyObject*> tensors;  // of all updates; once resolved, plain ones
+  std::vector<Operand> operands;   // what is known of them before they are described
+  std::vector<std::pair<PyObject*, Operand>> scales;  // of the parameter that is being collected
+  std::vector<TensorView> views;                      // of the update that is being described
+  std::vector<const char*> operand_names;             // theirs
+  std::vector<PyObject*> new_states;  // a dict for each parameter that gets some in this step
   std::vector<Unresolved> unresolved;
   std::vector<PyObject*> touched;  // tensors whose versions the step counts up
 
@@ -92,15 +99,12 @@ struct StepMemory {
     touched.clear();
   }
 
-  // Those of one update.
+  // Those of one update, scales included.
   std::span<PyObject*> tensors_of(const ParamPlan& plan) {
-    return std::span(tensors).subspan(plan.first_operand, operand_count(plan));
+    return std::span(tensors).subspan(plan.first_operand, plan.tensor_count);
   }
   std::span<Operand> operands_of(const ParamPlan& plan) {
-    return std::span(operands).subspan(plan.first_operand, operand_count(plan));
-  }
-  size_t operand_count(const ParamPlan& plan) const {
-    return groups[static_cast<size_t>(plan.group_index)].operand_count;
+    return std::span(operands).subspan(plan.first_operand, plan.tensor_count);
   }
 
   // Leaves what has been collected, so that it can be described anew.

@@ -277,7 +277,9 @@ std::optional<NumberPlace> to_number_place(const DLTensor& tensor) {
                      to_device(tensor.device)};
 }
 
-TensorView to_view(const DLTensor& tensor, const char* what) {
+namespace {
+
+TensorView to_view(const DLTensor& tensor, const char* what, Format format) {
   TensorView view;
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   view.numel = 1;
@@ -286,9 +288,25 @@ TensorView to_view(const DLTensor& tensor, const char* what) {
   view.sizes = tensor.shape;
   view.strides = tensor.strides;
   view.ndim = tensor.ndim;
-  view.format = to_format(tensor.dtype, what);
+  view.format = format;
   view.device = to_device(tensor.device);
   return view;
+}
+
+bool is_of(DLDataType dtype, DLDataTypeCode code, int bits) {
+  return dtype.lanes == 1 && dtype.code == code && dtype.bits == bits;
+}
+
+}  // namespace
+
+TensorView to_view(const DLTensor& tensor, const char* what) {
+  return to_view(tensor, what, to_format(tensor.dtype, what));
+}
+
+TensorView to_view_of_state(const DLTensor& tensor, const char* what) {
+  if (is_of(tensor.dtype, kDLUInt, 8)) return to_view(tensor, what, Format::kUnsigned8);
+  if (is_of(tensor.dtype, kDLInt, 16)) return to_view(tensor, what, Format::kRemainder);
+  return to_view(tensor, what);
 }
 
 }  // namespace fusedopt

@@ -83,4 +83,8 @@ std::optional<NumberPlace> to_number_place(const DLTensor& tensor);
 // Throws Refusal if its elements are of no type that the engines compute in.
 TensorView to_view(const DLTensor& tensor, const char* what);
 
+// The same for a state, which may be codes of 8 bits (kUnsigned8, whether signed or not) or the
+// remainder of a master.
+TensorView to_view_of_state(const DLTensor& tensor, const char* what);
+
 }  // namespace fusedopt

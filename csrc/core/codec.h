@@ -72,6 +72,38 @@ struct BFloat16Codec {
   FUSEDOPT_FN static Stored encode(double number) { return encode(round_to_odd(number)); }
 };
 
+// One of the two bfloat16 around a number, the nearer the likelier: 16 random bits decide.
+// Infinities are what they are, as all numbers whose lower half is 0.
+struct StochasticBFloat16Codec : BFloat16Codec {
+  FUSEDOPT_FN static Stored encode(float number, uint16_t random_bits) {
+    const uint32_t rounded = std::bit_cast<uint32_t>(number) + random_bits;
+    return static_cast<Stored>(number != number ? kNarrowNan : rounded >> 16);
+  }
+};
+
+// The nearest bfloat16, of two equally near ones that of the larger magnitude, and the lower half
+// of the float, whose sign then says whether the upper half was rounded up: together they are that
+// float, but for NaN, of which one is left.
+struct MasterBFloat16Codec {
+  using Stored = uint16_t;
+
+  FUSEDOPT_FN static float decode(Stored stored, int16_t remainder) {
+    const auto upper = static_cast<uint16_t>(stored - (remainder < 0 ? 1 : 0));
+    return std::bit_cast<float>(uint32_t{upper} << 16 | static_cast<uint16_t>(remainder));
+  }
+  FUSEDOPT_FN static int16_t remainder_of(float number) {
+    return static_cast<int16_t>(bits_of(number) & 0xffff);
+  }
+  FUSEDOPT_FN static Stored encode(float number) {
+    return static_cast<Stored>((bits_of(number) + 0x8000) >> 16);
+  }
+
+ private:
+  FUSEDOPT_FN static uint32_t bits_of(float number) {
+    return number != number ? 0x7fc00000 : std::bit_cast<uint32_t>(number);
+  }
+};
+
 struct Float16Codec {
   using Stored = uint16_t;
 

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/update_list.h"
+#include "rules/shared.h"
 
 namespace fusedopt {
 
@@ -24,9 +26,15 @@ struct RuleInfo {
   const char* name;
   unsigned index;  // in AllRules
   bool counts_steps;
-  std::span<const char* const> states;
-  std::vector<const char*> operand_names;     // by role
+  std::span<const StateInfo> states;
+  std::vector<std::string> operand_names;     // by role, scales and the remainder included
   unsigned (*used_states)(unsigned variant);  // bit s: state s
+
+  // Roles behind those of the states: of their scales, in the same order, and of the remainder.
+  int role_of_scales(unsigned state) const {
+    return kFirstState + static_cast<int>(states.size() + state);
+  }
+  int role_of_remainder() const { return role_of_scales(static_cast<unsigned>(states.size())); }
 };
 
 }  // namespace fusedopt

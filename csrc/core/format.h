@@ -6,17 +6,67 @@
 
 namespace fusedopt {
 
-enum class Format : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+enum class Format : uint8_t {
+  // The dtypes of torch, rounded to nearest.
+  kFloat32,
+  kFloat64,
+  kBFloat16,
+  kFloat16,
+  kStochasticBFloat16,  // rounded with random bits (core/random.h)
+  kMasterBFloat16,      // with a remainder beside it that makes it a float32
+  kSigned8,             // codes in blocks that have a scale each (core/codes.h)
+  kUnsigned8,
+  kRemainder,  // of the master: no numbers by themselves
+};
 
-// Bytes per element.
-constexpr size_t size_of(Format format) {
+// Those of numbers.
+constexpr size_t kFormats = static_cast<size_t>(Format::kRemainder);
+
+// Bytes per element of a dtype of torch. Apart from the next, because a kernel that looks at
+// formats as it runs asks for nothing else.
+constexpr size_t size_of_dtype(Format format) {
   return format == Format::kFloat64 ? 8 : format == Format::kFloat32 ? 4 : 2;
 }
 
+// Bytes per element.
+constexpr size_t size_of(Format format) {
+  const bool are_codes = format == Format::kSigned8 || format == Format::kUnsigned8;
+  return are_codes ? 1 : size_of_dtype(format);
+}
+
 constexpr const char* name_of(Format format) {
-  constexpr const char* names[] = {"float32", "float64", "bfloat16", "float16"};
+  constexpr const char* names[] = {"float32",
+                                   "float64",
+                                   "bfloat16",
+                                   "float16",
+                                   "bfloat16, rounded stochastically",
+                                   "bfloat16 with a master",
+                                   "8 bits, signed",
+                                   "8 bits, unsigned",
+                                   "remainder"};
   return names[static_cast<int>(format)];
 }
+
+// Whether its elements are codes that have a scale in common, in blocks of kScaledBlock.
+constexpr bool is_scaled(Format format) {
+  return format == Format::kSigned8 || format == Format::kUnsigned8;
+}
+constexpr int64_t kScaledBlock = 256;
+
+// The format of torch's that its elements have without what belongs to them; float32 where none is
+// a number by itself.
+constexpr Format plain_format(Format format) {
+  switch (format) {
+    case Format::kStochasticBFloat16:
+    case Format::kMasterBFloat16: return Format::kBFloat16;
+    case Format::kSigned8:
+    case Format::kUnsigned8:
+    case Format::kRemainder: return Format::kFloat32;
+    default: return format;
+  }
+}
+
+constexpr bool draws_random_bits(Format format) { return format == Format::kStochasticBFloat16; }
 
 // The format of the arithmetic: an update that has an operand in float64 is computed in double, any
 // other in float.

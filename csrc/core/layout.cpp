@@ -9,16 +9,6 @@
 namespace fusedopt {
 namespace {
 
-bool is_contiguous(const TensorView& tensor) {
-  int64_t expected = 1;
-  for (int d = tensor.ndim - 1; d >= 0; --d) {
-    if (tensor.sizes[d] == 1) continue;
-    if (tensor.strides[d] != expected) return false;
-    expected *= tensor.sizes[d];
-  }
-  return true;
-}
-
 bool same_sizes(const TensorView& a, const TensorView& b) {
   return a.ndim == b.ndim && std::equal(a.sizes, a.sizes + a.ndim, b.sizes);
 }
@@ -72,10 +62,29 @@ bool try_merge(std::span<int64_t> outer, std::span<const int64_t> inner) {
   return true;
 }
 
+// The tensor in the order of whose memory the elements are walked.
+const TensorView& leader(TensorViews tensors) {
+  const auto codes = std::find_if(tensors.begin(), tensors.end(), [](const TensorView& tensor) {
+    return is_scaled(tensor.format);
+  });
+  return codes == tensors.end() ? tensors[kParam] : *codes;
+}
+
 }  // namespace
+
+bool is_contiguous(const TensorView& tensor) {
+  int64_t expected = 1;
+  for (int d = tensor.ndim - 1; d >= 0; --d) {
+    if (tensor.sizes[d] == 1) continue;
+    if (tensor.strides[d] != expected) return false;
+    expected *= tensor.sizes[d];
+  }
+  return true;
+}
 
 void validate(TensorViews tensors, std::span<const char* const> names) {
   const TensorView& param = tensors[kParam];
+  const TensorView& first = leader(tensors);
   for (size_t k = 0; k < tensors.size(); ++k) {
     const TensorView& tensor = tensors[k];
     const auto refuse = [&](const std::string& why) {
@@ -88,6 +97,9 @@ void validate(TensorViews tensors, std::span<const char* const> names) {
     if (k != kGrad && may_overlap_itself(tensor)) {
       refuse("has elements that share memory; clone it first");
     }
+    if (!is_scaled(tensor.format)) continue;
+    if (!is_dense(tensor)) refuse("has gaps, so that its blocks have no place; clone it first");
+    if (!same_strides(tensor, first)) refuse("lies in another order than the other states");
   }
 }
 
@@ -115,11 +127,11 @@ bool is_one_run(TensorViews tensors) {
 }
 
 uint32_t append_walk(TensorViews tensors, std::vector<int64_t>& numbers) {
-  const TensorView& param = tensors[kParam];
+  const TensorView& first = leader(tensors);
   const size_t width = Walk::numbers_per_dim(tensors.size());
   uint32_t dims = 0;
-  for (int d : dims_by_stride(param)) {
-    numbers.push_back(param.sizes[d]);
+  for (int d : dims_by_stride(first)) {
+    numbers.push_back(first.sizes[d]);
     for (const TensorView& tensor : tensors) numbers.push_back(tensor.strides[d]);
     ++dims;
     if (dims == 1) continue;

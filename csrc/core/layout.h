@@ -34,11 +34,15 @@ struct TensorView {
 using TensorViews = std::span<const TensorView>;
 
 // Throws Refusal unless an engine can carry out an update of these tensors: one device and shape,
-// and no memory written twice. `names` are theirs, for errors.
+// no memory written twice, and codes without gaps and all in one order. `names` are theirs, for
+// errors.
 void validate(TensorViews tensors, std::span<const char* const> names);
 
 // Whether the arithmetic of an update of these is done in double: one of them is float64.
 bool computes_in_double(TensorViews tensors);
+
+// Whether it lies in the order of its indices without gaps.
+bool is_contiguous(const TensorView& tensor);
 
 // Whether two of its elements may share memory. Exact for tensors made by slicing, transposing and
 // expanding; an exotic as_strided view may be taken for one that overlaps, never the reverse.
@@ -48,7 +52,8 @@ bool may_overlap_itself(const TensorView& tensor);
 // one run. All have the same sizes.
 bool is_one_run(TensorViews tensors);
 
-// Appends the numbers of a Walk over them, of as few dimensions as will do. Returns how many.
+// Appends the numbers of a Walk over them, of as few dimensions as will do, in the order of the
+// memory of codes if there are any, or else of the parameter. Returns how many.
 uint32_t append_walk(TensorViews tensors, std::vector<int64_t>& numbers);
 
 }  // namespace fusedopt

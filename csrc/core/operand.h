@@ -13,6 +13,7 @@ enum class Access : uint8_t {
 
 struct Operand {
   void* data = nullptr;
+  float* scales = nullptr;  // where the format has them: one for each kScaledBlock of elements
   double initial = 0;
   Format format = Format::kFloat32;
   Access access = Access::kReadWrite;
@@ -26,6 +27,7 @@ struct Operand {
 // order. The same numbers are their roles, where states that are not used keep their place.
 constexpr int kParam = 0, kGrad = 1, kFirstState = 2;
 
+// Behind the states, in an update whose parameter has a master: its remainder.
 // A bit each for the states of a rule, and a byte for the operands of an update.
 constexpr int kMostOperands = kFirstState + 32;
 

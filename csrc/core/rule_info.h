@@ -48,9 +48,11 @@ class HyperparametersOf final : public Hyperparameters {
 
 template <class Rule>
 RuleInfo rule_info(unsigned index) {
-  static_assert(kFirstState + Rule::kStates.size() <= kMostOperands);
-  std::vector<const char*> names = {"the parameter", "the gradient"};
-  names.insert(names.end(), Rule::kStates.begin(), Rule::kStates.end());
+  static_assert(kFirstState + Rule::kStates.size() < kMostOperands);
+  std::vector<std::string> names = {"the parameter", "the gradient"};
+  for (const StateInfo& state : Rule::kStates) names.emplace_back(state.name);
+  for (const StateInfo& state : Rule::kStates) names.push_back(state.name + std::string("_scale"));
+  names.emplace_back("param_remainder");
   return {
       .name = Rule::kName,
       .index = index,

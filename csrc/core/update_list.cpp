@@ -30,8 +30,15 @@ void UpdateList::add(Update update, TensorViews tensors, std::span<const Operand
   }
   for (size_t k = 0; k < operands.size(); ++k) {
     (k == kGrad ? grads_ : written_).add(range_of(update, k));
+    if (operands[k].scales != nullptr) written_.add(range_of_scales(update, k));
   }
   updates_.push_back(update);
+}
+
+MemoryRange UpdateList::range_of_scales(const Update& update, size_t k) const {
+  const float* const begin = operands(update)[k].scales;
+  const float* const end = begin + (update.numel + kScaledBlock - 1) / kScaledBlock;
+  return {reinterpret_cast<const char*>(begin), reinterpret_cast<const char*>(end)};
 }
 
 MemoryRange UpdateList::range_of(const Update& update, size_t k) const {
@@ -75,21 +82,24 @@ bool UpdateList::shares_memory() {
   return writes_grads_ && grads_.find_overlap();
 }
 
-UpdateList::Touch UpdateList::touch_of(uint32_t update, size_t operand) const {
+void UpdateList::append_touches(uint32_t update, std::vector<Touch>& touches) const {
   const Update& of = updates_[update];
-  return {range_of(of, operand), update, static_cast<uint32_t>(operand),
-          operands(of)[operand].is_written()};
+  const auto all = operands(of);
+  for (uint32_t k = 0; k < all.size(); ++k) {
+    touches.push_back({range_of(of, k), update, k, all[k].is_written()});
+    if (all[k].scales != nullptr)
+      touches.push_back({range_of_scales(of, k), update, k, true, true});
+  }
 }
 
 std::vector<UpdateList::Touch> UpdateList::touches_by_address() const {
   std::vector<Touch> touches;
   for (uint32_t u = 0; u < updates_.size(); ++u) {
-    if (updates_[u].numel == 0) continue;
-    for (size_t k = 0; k < updates_[u].operand_count; ++k) touches.push_back(touch_of(u, k));
+    if (updates_[u].numel > 0) append_touches(u, touches);
   }
   std::sort(touches.begin(), touches.end(), [](const Touch& a, const Touch& b) {
-    return std::tuple(a.range.begin, a.update, a.operand) <
-           std::tuple(b.range.begin, b.update, b.operand);
+    return std::tuple(a.range.begin, a.update, a.operand, a.is_scales) <
+           std::tuple(b.range.begin, b.update, b.operand, b.is_scales);
   });
   return touches;
 }
@@ -114,19 +124,20 @@ void UpdateList::find_sharing() {
 void UpdateList::assign_rounds() {
   RoundPlan plan;
   round_of_.assign(updates_.size(), 0);
+  std::vector<Touch> touches;
   std::vector<RoundPlan::Access> accesses;
   for (uint32_t u : sharing_) {
+    touches.clear();
     accesses.clear();
-    for (size_t k = 0; k < updates_[u].operand_count; ++k) {
-      const Touch touch = touch_of(u, k);
-      accesses.push_back({touch.range, touch.writes});
-    }
+    append_touches(u, touches);
+    for (const Touch& touch : touches) accesses.push_back({touch.range, touch.writes});
     round_of_[u] = plan.earliest(accesses.data(), accesses.size());
     plan.record(accesses.data(), accesses.size(), round_of_[u]);
   }
 }
 
 bool UpdateList::is_dense(const Touch& touch) const {
+  if (touch.is_scales) return true;
   const Update& update = updates_[touch.update];
   const auto size = static_cast<int64_t>(size_of(operands(update)[touch.operand].format));
   return touch.range.end - touch.range.begin == update.numel * size;
@@ -142,13 +153,15 @@ bool UpdateList::share_elements(const Touch& a, const Touch& b) const {
 // Of two updates only gradients matter, which a scale would divide twice; everything else a loop
 // over the updates would do, too.
 std::optional<Conflict> UpdateList::find_conflict() const {
+  std::vector<Touch> touches;
   for (uint32_t u : sharing_) {
     const auto all = operands(updates_[u]);
-    for (size_t k = 1; k < all.size(); ++k) {
+    touches.clear();
+    append_touches(u, touches);
+    for (size_t k = 1; k < touches.size(); ++k) {
       for (size_t j = 0; j < k; ++j) {
-        if (share_elements(touch_of(u, k), touch_of(u, j))) {
-          return Conflict{u, u, all[k].role, all[j].role};
-        }
+        if (!share_elements(touches[k], touches[j])) continue;
+        return Conflict{u, u, all[touches[k].operand].role, all[touches[j].operand].role};
       }
     }
   }

@@ -14,11 +14,14 @@
 #include "core/number.h"
 #include "core/operand.h"
 #include "core/prologue.h"
+#include "core/random.h"
 
 namespace fusedopt {
 
 // One parameter and what its update needs.
 struct Update {
+  static constexpr uint32_t kNoDraws = UINT32_MAX;
+
   uint32_t first_operand = 0;  // position in the list's operands
   uint8_t operand_count = 0;
   uint8_t dim_count = 0;   // of the walk; 0: one run
@@ -26,10 +29,11 @@ struct Update {
   bool derives = false;    // the engine derives the scalars, and counts the step
   bool is_plain = true;    // one run, all states in one format, all operands hold something
   NumberType step_type = NumberType::kFloat32;
-  uint16_t variant = 0;  // options resolved outside the element loop
-  FormatMix formats;     // if it is plain
-  uint32_t scalars = 0;  // position of the scalars or, where it derives them, of the options
-  uint32_t walk = 0;     // position of the walk's numbers in the list
+  uint16_t variant = 0;       // options resolved outside the element loop
+  FormatMix formats;          // if it is plain
+  uint32_t scalars = 0;       // position of the scalars or, where it derives them, of the options
+  uint32_t draws = kNoDraws;  // position of what it draws random bits with
+  uint32_t walk = 0;          // position of the walk's numbers in the list
   int64_t numel = 0;
   int64_t first = 0;     // position of its first element among those of its round
   uint32_t source = 0;   // position in the order in which the updates were added
@@ -100,7 +104,7 @@ class UpdateList {
 
   // Where part `part` of `parts` equal parts of a round begins. A cut inside a tensor falls on a
   // multiple of kCutAlignment elements of it, so that two threads never write to one cache line of
-  // a tensor.
+  // a tensor, nor to one block of codes.
   Cut cut(const Round& round, int64_t part, int64_t parts) const;
 
   unsigned rule() const { return rule_; }
@@ -110,6 +114,11 @@ class UpdateList {
   }
   const Prologue& prologue() const { return prologue_; }
   const void* scalars(const Update& update) const { return &scalars_[update.scalars]; }
+  // Null where it rounds nothing stochastically.
+  const Draws* draws(const Update& update) const {
+    if (update.draws == Update::kNoDraws) return nullptr;
+    return reinterpret_cast<const Draws*>(&scalars_[update.draws]);
+  }
   std::span<const double> all_scalars() const { return scalars_; }
   std::span<const int64_t> all_walks() const { return walks_; }
   std::span<const Operand> operands(const Update& update) const {
@@ -120,7 +129,7 @@ class UpdateList {
     return {std::span(walks_).subspan(update.walk, numbers), update.operand_count};
   }
 
-  static constexpr int64_t kCutAlignment = 64;
+  static constexpr int64_t kCutAlignment = kScaledBlock;
 
  private:
   // The memory of one operand of one update.
@@ -129,13 +138,15 @@ class UpdateList {
     uint32_t update;
     uint32_t operand;
     bool writes;
+    bool is_scales = false;  // of the operand
 
     bool operator==(const Touch&) const = default;
   };
 
   MemoryRange range_of(const Update& update, size_t operand) const;
   bool shares_memory();
-  Touch touch_of(uint32_t update, size_t operand) const;
+  MemoryRange range_of_scales(const Update& update, size_t operand) const;
+  void append_touches(uint32_t update, std::vector<Touch>& touches) const;
   std::vector<Touch> touches_by_address() const;
   void find_sharing();
   void assign_rounds();

@@ -1,5 +1,5 @@
 // Conversions between formats and float, as many elements at a time as one register holds floats.
-// The only code in the project that is specific to a CPU's instruction set: that for float16.
+// Together with lanes.h the only code in the project that is specific to a CPU's instruction set.
 #pragma once
 
 #include <bit>

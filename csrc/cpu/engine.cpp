@@ -54,6 +54,8 @@ class CpuEngine final : public Engine {
  public:
   bool is_asynchronous() const override { return false; }
 
+  bool stores(Format) const override { return true; }
+
   void prepare(const UpdateList& list, const Execution& execution,
                std::unique_ptr<EngineMemory>& engine_memory) override {
     if (engine_memory == nullptr) engine_memory = std::make_unique<Memory>();

@@ -12,6 +12,7 @@
 
 #include "core/rule_info.h"
 #include "cpu/convert.h"
+#include "cpu/passes.h"
 
 namespace fusedopt::cpu {
 namespace {
@@ -192,42 +193,17 @@ struct KernelsOf {
   }
 };
 
-template <Format format, class T>
-void decode_array(const void* stored, void* numbers, int64_t n) {
-  const auto* const from = static_cast<const typename CodecOf<format>::Stored*>(stored);
-  T* const to = static_cast<T*>(numbers);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) decode_lanes<CodecOf<format>>(from + i, to + i);
-  for (; i < n; ++i) to[i] = CodecOf<format>::template decode<T>(from[i]);
-}
-
-template <Format format, class T>
-void encode_array(const void* numbers, void* stored, int64_t n) {
-  const T* const from = static_cast<const T*>(numbers);
-  auto* const to = static_cast<typename CodecOf<format>::Stored*>(stored);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) encode_lanes<CodecOf<format>>(from + i, to + i);
-  for (; i < n; ++i) to[i] = CodecOf<format>::encode(from[i]);
+template <class T, size_t... format>
+constexpr std::array<Decode, kFormats> decoders(std::index_sequence<format...>) {
+  return {decode_block<Format{format}, T>...};
 }
 
 template <class T, size_t... format>
-constexpr std::array<Convert, 4> decoders(std::index_sequence<format...>) {
-  return {decode_array<Format{format}, T>...};
+constexpr std::array<Encode, kFormats> encoders(std::index_sequence<format...>) {
+  return {encode_block<Format{format}, T>...};
 }
 
-template <class T, size_t... format>
-constexpr std::array<Convert, 4> encoders(std::index_sequence<format...>) {
-  return {encode_array<Format{format}, T>...};
-}
-
-using AllFormats = std::make_index_sequence<4>;
-
-template <class T>
-void unscale_array(void* grads, double scale, int64_t n) {
-  T* const grad = static_cast<T*>(grads);
-  FUSEDOPT_INDEPENDENT_ITERATIONS
-  for (int64_t i = 0; i < n; ++i) grad[i] = unscale(grad[i], static_cast<T>(scale));
-}
+using AllFormats = std::make_index_sequence<kFormats>;
 
 }  // namespace
 
@@ -241,7 +217,8 @@ constinit const KernelTable kernel_table = {
     .kernels = AllRules::map(KernelsOf{}),
     .decode = {decoders<float>(AllFormats{}), decoders<double>(AllFormats{})},
     .encode = {encoders<float>(AllFormats{}), encoders<double>(AllFormats{})},
-    .unscale = {unscale_array<float>, unscale_array<double>},
+    .draw = draw_random_bits,
+    .unscale = {unscale_block<float>, unscale_block<double>},
 };
 }  // namespace FUSEDOPT_ISA
 

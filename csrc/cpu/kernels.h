@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/operand.h"
+#include "core/random.h"
 #include "rules/registry.h"
 
 namespace fusedopt::cpu {
@@ -23,7 +24,17 @@ inline constexpr std::array kUsualFormats = {
 // Updates n elements. operands: param, grad, and the states that the variant uses.
 using Kernel = void (*)(void* const* operands, const void* scalars, int64_t n);
 
-using Convert = void (*)(const void* from, void* to, int64_t n);
+// One block of an operand where it is stored, and what it takes to decode and encode it.
+struct StoredBlock {
+  void* elements = nullptr;
+  int16_t* remainders = nullptr;          // of a master
+  float* scale = nullptr;                 // of codes
+  const uint16_t* random_bits = nullptr;  // as many as elements, where rounding draws them
+};
+
+// Between a block, of kScaledBlock elements at most, and numbers in the format of the arithmetic.
+using Decode = void (*)(const StoredBlock& from, void* numbers, int64_t n);
+using Encode = void (*)(const void* numbers, const StoredBlock& to, int64_t n);
 
 struct KernelTable {
   const char* isa;
@@ -41,8 +52,12 @@ struct KernelTable {
     return nullptr;
   }
 
-  // Between formats and that of the arithmetic. [in_double][format]
-  std::array<std::array<Convert, 4>, 2> decode, encode;
+  // [in_double][format]
+  std::array<std::array<Decode, kFormats>, 2> decode;
+  std::array<std::array<Encode, kFormats>, 2> encode;
+
+  // The random bits of a group of kDrawGroup elements of an operand, by its role.
+  void (*draw)(const Draws& draws, uint32_t operand, int64_t group, uint16_t* random_bits);
 
   // Divides gradients in the format of the arithmetic by the scale of a gradient scaler.
   // [in_double]

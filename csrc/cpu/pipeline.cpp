@@ -69,20 +69,29 @@ void copy_run(const std::byte* from, int64_t from_stride, std::byte* to, int64_t
 void copy_run(size_t element_size, const std::byte* from, int64_t from_stride, std::byte* to,
               int64_t to_stride, int64_t n) {
   switch (element_size) {
+    case 1: return copy_run<uint8_t>(from, from_stride, to, to_stride, n);
     case 2: return copy_run<uint16_t>(from, from_stride, to, to_stride, n);
     case 4: return copy_run<uint32_t>(from, from_stride, to, to_stride, n);
     default: return copy_run<uint64_t>(from, from_stride, to, to_stride, n);
   }
 }
 
-void fill(Format format, void* to, double value, int64_t n) {
-  with_codec(format, [&]<class Codec>() {
-    // As torch fills: to float first, unless there is room for a double.
-    using Stored = typename Codec::Stored;
-    using Number = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
-    const Stored stored = Codec::encode(static_cast<Number>(value));
-    std::fill_n(static_cast<Stored*>(to), n, stored);
+// What an operand begins as: its initial value, as torch would have stored it.
+double initial_number(const Operand& operand) {
+  return with_codec(plain_format(operand.format), [&]<class Codec>() -> double {
+    // To float first, unless there is room for a double.
+    using Number =
+        std::conditional_t<std::is_same_v<typename Codec::Stored, double>, double, float>;
+    return Codec::template decode<Number>(Codec::encode(static_cast<Number>(operand.initial)));
   });
+}
+
+void fill(bool in_double, void* numbers, double value, int64_t n) {
+  if (in_double) {
+    std::fill_n(static_cast<double*>(numbers), n, value);
+  } else {
+    std::fill_n(static_cast<float*>(numbers), n, static_cast<float>(value));
+  }
 }
 
 // The kernel on arrays in the format of the arithmetic.
@@ -101,6 +110,7 @@ class Block {
         in_double_(update.in_double),
         kernel_(kernel_on_numbers(isa, list, update)),
         scalars_(list.scalars(update)),
+        draws_(list.draws(update)),
         grad_scale_(list.prologue().grad_scale) {}
 
   size_t operands() const { return operands_.size(); }
@@ -115,27 +125,57 @@ class Block {
 
   void place(size_t k, void* stored) { stored_[k] = stored; }
 
-  void update(int64_t n) {
-    for (size_t k = 0; k < operands(); ++k) decode(k, n);
+  // The elements [first, first + n) of the update.
+  void update(int64_t first, int64_t n) {
+    for (size_t k = 0; k < operands(); ++k) decode(k, first, n);
     if (grad_scale_ != nullptr) isa_.unscale[in_double_](numbers_[kGrad], *grad_scale_, n);
     kernel_(numbers_, scalars_, n);
-    for (size_t k = 0; k < operands(); ++k) encode(k, n);
+    for (size_t k = 0; k < operands(); ++k) encode(k, first, n);
   }
 
  private:
-  void decode(size_t k, int64_t n) {
-    const Format format = operands_[k].format;
-    if (!operands_[k].is_read()) fill(format, stored_[k], operands_[k].initial, n);
-    numbers_[k] = stored_[k];
-    if (format == arithmetic_format(in_double_)) return;
-    numbers_[k] = buffers_[k].numbers;
-    isa_.decode[in_double_][static_cast<size_t>(format)](stored_[k], numbers_[k], n);
+  StoredBlock stored_block(size_t k, int64_t first) const {
+    StoredBlock block{.elements = stored_[k]};
+    if (operands_[k].format == Format::kMasterBFloat16) {
+      block.remainders = static_cast<int16_t*>(stored_[operands() - 1]);
+    }
+    if (is_scaled(operands_[k].format)) block.scale = operands_[k].scales + first / kScaledBlock;
+    return block;
   }
 
-  void encode(size_t k, int64_t n) const {
+  void decode(size_t k, int64_t first, int64_t n) {
+    const Format format = operands_[k].format;
+    numbers_[k] = stored_[k];
+    if (format == Format::kRemainder) return;
+    const bool is_number = format == arithmetic_format(in_double_);
+    if (!is_number) numbers_[k] = buffers_[k].numbers;
+    if (!operands_[k].is_read()) {
+      fill(in_double_, numbers_[k], initial_number(operands_[k]), n);
+    } else if (!is_number) {
+      // A remainder that holds nothing yet is zero: what there is is the bfloat16.
+      const bool is_whole = format == Format::kMasterBFloat16 && !operands_.back().is_read();
+      const auto f = static_cast<size_t>(is_whole ? plain_format(format) : format);
+      isa_.decode[in_double_][f](stored_block(k, first), numbers_[k], n);
+    }
+  }
+
+  void encode(size_t k, int64_t first, int64_t n) {
     if (!operands_[k].is_written() || numbers_[k] == stored_[k]) return;
-    const auto format = static_cast<size_t>(operands_[k].format);
-    isa_.encode[in_double_][format](numbers_[k], stored_[k], n);
+    const Format format = operands_[k].format;
+    StoredBlock block = stored_block(k, first);
+    if (draws_random_bits(format)) block.random_bits = draw(k, first, n);
+    isa_.encode[in_double_][static_cast<size_t>(format)](numbers_[k], block, n);
+  }
+
+  // A block may lie in two groups where it belongs to a part of a larger tensor.
+  const uint16_t* draw(size_t k, int64_t first, int64_t n) {
+    const int64_t group = (draws_->first + first) / kDrawGroup;
+    const int64_t offset = (draws_->first + first) % kDrawGroup;
+    const uint32_t role = operands_[k].role;
+    uint16_t* const bits = random_bits_;
+    isa_.draw(*draws_, role, group, bits);
+    if (offset + n > kDrawGroup) isa_.draw(*draws_, role, group + 1, bits + kDrawGroup);
+    return bits + offset;
   }
 
   const KernelTable& isa_;
@@ -144,7 +184,9 @@ class Block {
   bool in_double_;
   Kernel kernel_;
   const void* scalars_;
+  const Draws* draws_;       // null: nothing is rounded stochastically
   const float* grad_scale_;  // null: the gradients are not scaled
+  alignas(64) uint16_t random_bits_[2 * kDrawGroup];
   void* stored_[kMostOperands];
   void* numbers_[kMostOperands];
 };
@@ -162,7 +204,7 @@ void update_run(Block& block, int64_t begin, int64_t end) {
       // hardware's own prefetching behind.
       prefetch(block.in_memory(k, i + kBlock), kBlock * block.element_size(k));
     }
-    block.update(std::min(kBlock, end - i));
+    block.update(i, std::min(kBlock, end - i));
   }
 }
 
@@ -191,7 +233,7 @@ void update_strided(Block& block, const Walk& walk, int64_t begin, int64_t end) 
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t n = std::min(kBlock, end - i);
     copy(reader, n, true);
-    block.update(n);
+    block.update(i, n);
     copy(writer, n, false);
   }
 }

@@ -1,6 +1,6 @@
 // Updates in blocks that stay in the first-level cache, for operands that no kernel takes as they
-// are: mixed formats, strides, new states, gradients with a scale. Each step of a block (gather,
-// decode, prologue, rule, encode, scatter) is one pass over it.
+// are: mixed formats, strides, new states, gradients with a scale, states in 8 bits. Each step of a
+// block (gather, decode, prologue, rule, encode, scatter) is one pass over it.
 #pragma once
 
 #include "core/update_list.h"
@@ -8,8 +8,8 @@
 
 namespace fusedopt::cpu {
 
-// Elements a block.
-constexpr int64_t kBlock = 256;
+// Elements a block. Codes of one block have one scale.
+constexpr int64_t kBlock = kScaledBlock;
 
 // Of one operand in one block: its elements without gaps, and as numbers of the arithmetic. Not a
 // power of two long, or all operands would compete for the same places of the cache.

@@ -156,6 +156,7 @@ class Block {
         case Format::kFloat64: return select_variant<OneFormat<Format::kFloat64>>(thread, shared);
         case Format::kBFloat16: return select_variant<OneFormat<Format::kBFloat16>>(thread, shared);
         case Format::kFloat16: return select_variant<OneFormat<Format::kFloat16>>(thread, shared);
+        default: return;  // refused by the engine
       }
     }
   }

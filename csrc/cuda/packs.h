@@ -9,7 +9,7 @@
 namespace fusedopt::cuda {
 
 // Operands that all have one format, which the compiler knows.
-template <Format format, unsigned lanes = kPackBytes / size_of(format)>
+template <Format format, unsigned lanes = kPackBytes / size_of_dtype(format)>
 class OneFormat {
  public:
   using Codec = CodecOf<format>;
@@ -58,7 +58,7 @@ class AnyFormats {
 
   template <class Position>
   FUSEDOPT_FN std::byte* at(std::byte* first, Position position, unsigned operand) const {
-    return first + position * static_cast<Position>(size_of(format(operand)));
+    return first + position * static_cast<Position>(size_of_dtype(format(operand)));
   }
 
   FUSEDOPT_FN T load(const std::byte* at, unsigned operand) const {

@@ -34,8 +34,9 @@ struct alignas(8) Kind {
 // Elements of a pack: as many as fill kPackBytes in the one format, or in that of the arithmetic.
 FUSEDOPT_FN constexpr unsigned lanes_of(const Kind& kind) {
   const bool is_mixed = kind.format == kMixedFormats;
-  const unsigned size = is_mixed ? (kind.in_double ? 8u : 4u)
-                                 : static_cast<unsigned>(size_of(static_cast<Format>(kind.format)));
+  const unsigned size =
+      is_mixed ? (kind.in_double ? 8u : 4u)
+               : static_cast<unsigned>(size_of_dtype(static_cast<Format>(kind.format)));
   return kPackBytes / size;
 }
 

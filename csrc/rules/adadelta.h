@@ -10,7 +10,8 @@ namespace fusedopt {
 struct Adadelta {
   static constexpr const char* kName = "adadelta";
   static constexpr bool kCountsSteps = true;
-  static constexpr std::array<const char*, 2> kStates = {"square_avg", "acc_delta"};
+  static constexpr std::array<StateInfo, 2> kStates = {
+      {{"square_avg", kUnsigned}, {"acc_delta", kUnsigned}}};
 
   enum : unsigned { kVariants = 1 };
 

@@ -12,7 +12,7 @@ namespace fusedopt {
 struct Adagrad {
   static constexpr const char* kName = "adagrad";
   static constexpr bool kCountsSteps = true;
-  static constexpr std::array<const char*, 1> kStates = {"sum"};
+  static constexpr std::array<StateInfo, 1> kStates = {{{"sum", kUnsigned}}};
 
   enum : unsigned { kVariants = 1 };
 

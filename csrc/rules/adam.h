@@ -14,7 +14,8 @@ namespace fusedopt {
 struct Adam {
   static constexpr const char* kName = "adam";
   static constexpr bool kCountsSteps = true;
-  static constexpr std::array<const char*, 3> kStates = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr std::array<StateInfo, 3> kStates = {
+      {{"exp_avg", kSigned}, {"exp_avg_sq", kUnsigned}, {"max_exp_avg_sq", kUnsigned}}};
 
   enum : unsigned { kAmsgrad = 1, kVariants = 2 };
 

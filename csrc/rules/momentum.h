@@ -13,7 +13,7 @@ namespace fusedopt {
 struct Momentum {
   static constexpr const char* kName = "momentum";
   static constexpr bool kCountsSteps = false;
-  static constexpr std::array<const char*, 1> kStates = {"velocity"};
+  static constexpr std::array<StateInfo, 1> kStates = {{{"velocity", kSigned}}};
 
   enum : unsigned { kVariants = 1 };
 

@@ -12,8 +12,8 @@ namespace fusedopt {
 struct Rmsprop {
   static constexpr const char* kName = "rmsprop";
   static constexpr bool kCountsSteps = true;
-  static constexpr std::array<const char*, 3> kStates = {"square_avg", "momentum_buffer",
-                                                         "grad_avg"};
+  static constexpr std::array<StateInfo, 3> kStates = {
+      {{"square_avg", kUnsigned}, {"momentum_buffer", kSigned}, {"grad_avg", kSigned}}};
 
   enum : unsigned { kMomentum = 1, kCentered = 2, kVariants = 4 };
 

@@ -14,7 +14,7 @@ namespace fusedopt {
 struct Sgd {
   static constexpr const char* kName = "sgd";
   static constexpr bool kCountsSteps = false;
-  static constexpr std::array<const char*, 1> kStates = {"momentum_buffer"};
+  static constexpr std::array<StateInfo, 1> kStates = {{{"momentum_buffer", kSigned}}};
 
   // Fresh: the buffer is new and becomes a copy of the gradient, undampened. A new buffer holds -0,
   // from which the formula makes that copy by itself where nothing is dampened: momentum * -0 +

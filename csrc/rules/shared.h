@@ -6,6 +6,14 @@
 
 namespace fusedopt {
 
+// A state of a rule: its key in checkpoints, and whether its numbers may be negative. Codes of few
+// bits need none for the sign of those that are not.
+struct StateInfo {
+  const char* name;
+  bool is_signed;
+};
+constexpr bool kSigned = true, kUnsigned = false;
+
 // Hyperparameters that every parameter group has.
 struct SharedHyper {
   double lr = 0;

@@ -12,7 +12,8 @@ namespace fusedopt {
 struct Touch {
   static constexpr const char* kName = "touch";
   static constexpr bool kCountsSteps = false;
-  static constexpr std::array<const char*, 3> kStates = {"first", "second", "third"};
+  static constexpr std::array<StateInfo, 3> kStates = {
+      {{"first", kSigned}, {"second", kSigned}, {"third", kSigned}}};
 
   enum : unsigned { kVariants = 4 };  // the number of states
 

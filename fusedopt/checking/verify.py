@@ -1,4 +1,4 @@
-"""Compares the native kernels with the NumPy reference, as integers: ``fusedopt verify``.
+"""Compares the native kernels with the NumPy reference, as integers.
 
 Gradients span 1e-20 to 1e+20 (as far as the dtype reaches) and include zeros of both signs,
 subnormals, infinities and NaN. Two NaN are equal whatever their payload, which IEEE 754 leaves to
@@ -20,12 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from fusedopt import _native, reference
-from fusedopt.checking.cases import CASES, DTYPES, Case
+from fusedopt.checking.cases import Case
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -266,67 +263,3 @@ def verify_case(
 def default_thread_counts() -> list[int]:
     """1, 2 and all."""
     return sorted({1, 2, torch.get_num_threads()})
-
-
-def verify(progress: Callable[[int, int], None] | None = None) -> list[Result]:
-    """Verifies every rule in every dtype on every instruction set of this CPU, and on the GPU.
-
-    Args:
-        progress: called with the number of cases done and their total.
-
-    Returns:
-        One row for each rule, dtype and target, over all of the rule's options.
-    """
-    jobs = [(case, dtype) for case in CASES for dtype in DTYPES]
-    table: dict[tuple[str, str, str], Result] = {}
-    for done, (case, dtype) in enumerate(jobs):
-        if progress:
-            progress(done, len(jobs))
-        for result in verify_case(case, dtype, targets(), default_thread_counts()):
-            key = (result.rule, result.dtype, result.target)
-            table.setdefault(key, Result(*key)).merge(result)
-    if progress:
-        progress(len(jobs), len(jobs))
-    return list(table.values())
-
-
-def print_verification() -> int:
-    """Runs :func:`verify` with a progress bar and prints its table.
-
-    Returns:
-        The number of mismatches.
-    """
-    console = Console()
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("verifying against the NumPy reference", total=None)
-        results = verify(lambda done, total: bar.update(task, completed=done, total=total))
-
-    table = Table(title="Native kernels against the NumPy reference")
-    for name in ("rule", "dtype", "target"):
-        table.add_column(name)
-    for name in ("elements", "mismatches", "ULP"):
-        table.add_column(name, justify="right")
-    for result in results:
-        style = "bold red" if result.mismatches else None
-        table.add_row(
-            result.rule,
-            result.dtype,
-            result.target,
-            f"{result.elements:,}",
-            f"{result.mismatches:,}",
-            f"{result.ulp:.2f}",
-            style=style,
-        )
-    console.print(table)
-    for result in results:
-        if result.mismatches:
-            console.print(
-                f"first mismatch of {result.rule}, {result.dtype}, {result.target}: "
-                f"{result.first_mismatch}"
-            )
-    mismatches = sum(result.mismatches for result in results)
-    console.print(
-        f"{len(results)} combinations, threads {', '.join(map(str, default_thread_counts()))}: "
-        f"{mismatches:,} mismatches"
-    )
-    return mismatches

@@ -30,6 +30,8 @@ class Adadelta(FusedOptimizer, torch.optim.Adadelta):
         maximize: follow the gradient instead of its negative.
         foreach, fused: accepted; neither selects an implementation, because there is only one.
         differentiable: not supported; True raises ``NotImplementedError``.
+        state_bits, stochastic_rounding, master_weights, seed: how parameters and states are stored,
+            see :class:`fusedopt.FusedOptimizer`.
 
     State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
     ``square_avg`` and ``acc_delta``, of the parameter's shape and dtype.
@@ -53,7 +55,12 @@ class Adadelta(FusedOptimizer, torch.optim.Adadelta):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        state_bits: int | None = None,
+        stochastic_rounding: bool = False,
+        master_weights: bool = False,
+        seed: int = 0,
     ) -> None:
+        self._store(state_bits, stochastic_rounding, master_weights, seed)
         super().__init__(
             params,
             lr,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedopt.forks import torch_on_one_thread_if_forked
+from fusedopt.optimizers import storage
 from fusedopt.optimizers.base import FusedOptimizer
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
             tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
         foreach, fused: accepted; neither selects an implementation, because there is only one.
         differentiable: not supported; True raises ``NotImplementedError``.
+        state_bits, stochastic_rounding, master_weights, seed: how parameters and states are stored,
+            see :class:`fusedopt.FusedOptimizer`.
 
     State, created by the constructor: ``step`` (a 0-dim tensor, on the CPU unless the group is
     capturable or fused) and ``sum``, of the parameter's shape and dtype.
@@ -58,7 +61,12 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         differentiable: bool = False,
         fused: bool | None = None,
         capturable: bool = False,
+        state_bits: int | None = None,
+        stochastic_rounding: bool = False,
+        master_weights: bool = False,
+        seed: int = 0,
     ) -> None:
+        self._store(state_bits, stochastic_rounding, master_weights, seed)
         with torch_on_one_thread_if_forked():  # torch's constructor creates the state
             super().__init__(
                 params,
@@ -75,9 +83,13 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         if capturable:
             self._set_option("capturable", True)
         for group in self.param_groups:
-            if group.get("capturable"):
-                for param in group["params"]:
-                    self.state[param]["step"] = self._create_state("step", param, group)
+            initial = self._initial_value("sum", group)
+            for param in group["params"]:
+                states = self.state[param]
+                if group.get("capturable"):
+                    states["step"] = self._create_state("step", param, group)
+                if group.get("state_bits") is not None:
+                    states |= storage.filled_state("sum", param, group, initial)
 
     def _initial_value(self, name: str, group: dict[str, Any]) -> float:
         return float(group["initial_accumulator_value"])

@@ -1,8 +1,15 @@
 """Adam and AdamW."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 
 from fusedopt.optimizers.base import FusedOptimizer
+
+if TYPE_CHECKING:
+    from torch.optim.optimizer import ParamsT
 
 
 class Adam(FusedOptimizer, torch.optim.Adam):
@@ -30,6 +37,8 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         decoupled_weight_decay: decay the parameter itself, as AdamW does.
         foreach, fused: accepted; neither selects an implementation, because there is only one.
         differentiable: not supported; True raises ``NotImplementedError``.
+        state_bits, stochastic_rounding, master_weights, seed: how parameters and states are stored,
+            see :class:`fusedopt.FusedOptimizer`.
 
     State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
     ``exp_avg``, ``exp_avg_sq`` and, with amsgrad, ``max_exp_avg_sq``, of the parameter's shape
@@ -42,6 +51,42 @@ class Adam(FusedOptimizer, torch.optim.Adam):
 
     _rule = "adam"
 
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        state_bits: int | None = None,
+        stochastic_rounding: bool = False,
+        master_weights: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self._store(state_bits, stochastic_rounding, master_weights, seed)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+
 
 class AdamW(Adam, torch.optim.AdamW):
     r"""AdamW with the signature and results of ``torch.optim.AdamW``.
@@ -53,3 +98,38 @@ class AdamW(Adam, torch.optim.AdamW):
     the form of torch, where ``lr`` multiplies the decay, too.
     Reference: :func:`fusedopt.reference.adam` with ``decoupled_weight_decay=True``.
     """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_bits: int | None = None,
+        stochastic_rounding: bool = False,
+        master_weights: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self._store(state_bits, stochastic_rounding, master_weights, seed)
+        # Past Adam, whose option decoupled_weight_decay torch's AdamW sets by itself.
+        super(Adam, self).__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )

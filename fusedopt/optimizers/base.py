@@ -11,9 +11,11 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from fusedopt import _native
 from fusedopt.hooks import observed_once, stepping, untraced
 from fusedopt.modes import visible
+from fusedopt.optimizers import storage
+from fusedopt.optimizers.storage import check_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 # Asked at every step, so they are looked up once.
 _profiler_enabled = torch._C._autograd._profiler_enabled
@@ -86,11 +88,13 @@ def check_group(group: dict[str, Any], index: int, name: str) -> None:
 
     Raises:
         NotImplementedError: the group asks for ``differentiable=True``.
+        ValueError: an option that says how something is stored does not fit.
     """
     if group.get("differentiable"):
         raise NotImplementedError(
             f"parameter group {index}: differentiable=True is not supported by {name}"
         )
+    check_storage(group, index)
 
 
 def refuse_fused_with_foreach(fused: bool | None, foreach: bool | None) -> None:
@@ -115,6 +119,23 @@ class FusedOptimizer(torch.optim.Optimizer):
     once with ``RuntimeError``. ``differentiable=True`` is not supported and raises
     ``NotImplementedError``.
 
+    All classes have four more options, keyword-only and for each parameter group, which say how
+    parameters and states are stored. They are keys of a group only where they are not their
+    defaults. They need plain parameters on the CPU so far; with DTensors, and on a GPU, they raise
+    ``NotImplementedError``.
+
+    - ``state_bits``: None keeps states in the parameter's dtype, as torch does. 32 is float32; 16
+      is bfloat16, rounded stochastically; 8 is a code for each element and a scale for each block
+      of 256, or float32 for a parameter of fewer than 4,096 elements.
+    - ``stochastic_rounding``: bfloat16 parameters are rounded stochastically, so that updates too
+      small for them count in the mean.
+    - ``master_weights``: a bfloat16 parameter keeps the lower half of a float32 master in the state
+      ``param_remainder`` (int16); together they are that float32. Needs bfloat16 parameters.
+    - ``seed``: of the stochastic rounding, an integer of 64 bits. Its random bits are a function of
+      the seed, the number of the parameter, the state, the step count and the element, so they
+      are the same after a resume and on any number of threads. A rule that counts no steps gets a
+      state ``step`` for that.
+
     ``torch.amp.GradScaler`` leaves unscaling and skipping to ``step``, which reads the scaler's
     tensors where they are. Gradients are unscaled in place, as torch's fused optimizers do it. With
     ``fused=False`` in a group the scaler unscales and skips by itself, as it does for torch's
@@ -135,6 +156,26 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self, value: bool) -> None:
         self._amp_scaling = value
 
+    def _store(
+        self,
+        state_bits: int | None,
+        stochastic_rounding: bool,
+        master_weights: bool,
+        seed: int,
+    ) -> None:
+        """Keeps the options of storage for the groups that torch's constructor makes next.
+
+        Those away from their defaults become keys of the groups; other groups have torch's keys.
+        """
+        self._storage = storage.asked_for(
+            {
+                "state_bits": state_bits,
+                "stochastic_rounding": stochastic_rounding,
+                "master_weights": master_weights,
+                "seed": seed,
+            }
+        )
+
     def _set_option(self, name: str, value: Any) -> None:
         """Adds an option to the groups of a class that torch has without it.
 
@@ -145,20 +186,84 @@ class FusedOptimizer(torch.optim.Optimizer):
             group.setdefault(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        loading = self.__dict__.get("_loading")
+        if loading is not None:
+            loading.keep_options(state["param_groups"])
         for index, group in enumerate(state.get("param_groups", ())):
             check_group(group, index, type(self).__name__)  # a checkpoint may ask for anything
+        if loading is not None:
+            loading.unwrap(state, _native.states(self._rule))
         super().__setstate__(state)
         # A checkpoint of torch's class may lack an option that ours has.
         for name in {"capturable", "fused"} & self.defaults.keys():
             for group in self.param_groups:
                 group.setdefault(name, self.defaults[name])
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a checkpoint, as ``torch.optim.Optimizer.load_state_dict`` does.
+
+        Where a group has ``state_bits``, ``stochastic_rounding`` or ``master_weights``, states keep
+        their dtype; those that are not stored as the options ask, such as those of a checkpoint of
+        ``torch.optim``, are converted, with one warning. The options are those of the checkpoint;
+        those that it does not name stay what they are.
+        """
+        self._loading = storage.Loading(self.param_groups)
+        last_hook = self.register_load_state_dict_pre_hook(self._loading.wrap)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last_hook.remove()
+            del self._loading
+
+    def master_params(self) -> list[torch.Tensor]:
+        """The parameters in float32 or wider, in the order of ``state_dict()``.
+
+        A parameter with ``master_weights`` is the float32 number that it and its remainder make;
+        any other is a copy, in float32 unless it is in float64.
+        """
+        return [
+            storage.master_of(param, self.state.get(param, {}))
+            for group in self.param_groups
+            for param in group["params"]
+        ]
+
+    def load_master_params(self, values: Iterable[torch.Tensor]) -> None:
+        """Writes float32 values into the parameters, and into the remainders of masters.
+
+        Args:
+            values: one of each parameter's shape, in the order of ``state_dict()``, of any floating
+                dtype and on any device.
+
+        Raises:
+            ValueError: there are more or fewer values than parameters, or one has another shape.
+                Nothing is changed then.
+        """
+        params = [(param, group) for group in self.param_groups for param in group["params"]]
+        values = list(values)
+        if len(values) != len(params):
+            raise ValueError(f"there are {len(params)} parameters, not {len(values)}")
+        for index, ((param, _), value) in enumerate(zip(params, values, strict=True)):
+            if value.shape != param.shape:
+                raise ValueError(
+                    f"value {index} has shape {tuple(value.shape)}, its parameter "
+                    f"{tuple(param.shape)}"
+                )
+        for (param, group), value in zip(params, values, strict=True):
+            if group.get("master_weights"):
+                self.state[param][storage.REMAINDER] = storage.store_master(param, value)
+            else:
+                with torch.no_grad():
+                    param.copy_(value)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as ``torch.optim.Optimizer.add_param_group`` does.
 
         Raises:
             NotImplementedError: the group asks for ``differentiable=True``.
+            ValueError: its ``state_bits``, ``stochastic_rounding``, ``master_weights`` or ``seed``
+                is out of bounds, or does not fit one of its parameters.
         """
+        self.defaults.update(self.__dict__.pop("_storage", {}))
         super().add_param_group(param_group)
         try:
             check_group(param_group, len(self.param_groups) - 1, type(self).__name__)
@@ -168,8 +273,12 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _create_state(
         self, name: str, param: torch.Tensor, group: dict[str, Any]
-    ) -> torch.Tensor | tuple[torch.Tensor, float]:
-        """A new state tensor, in the parameter's dtype, device and memory format.
+    ) -> torch.Tensor | tuple[torch.Tensor, float] | None:
+        """A new state tensor, on the parameter's device and in its memory format.
+
+        Its dtype is the parameter's, unless the group's ``state_bits`` says otherwise. With 8 of
+        them the scales of a state are asked for after it, under its name with ``_scale``, and None
+        says that it has none; a master's remainder is ``param_remainder``.
 
         A step count is one number, on the CPU unless the device has to count. Of any other state
         the memory holds nothing yet: with it comes the number that all of its elements are, for
@@ -189,7 +298,8 @@ class FusedOptimizer(torch.optim.Optimizer):
                 device=param.device if on_device else "cpu",
             )
         try:
-            return torch.empty_like(param), self._initial_value(name, group)
+            memory = storage.empty_state(name, param, group)
+            return None if memory is None else (memory, self._initial_value(name, group))
         except RuntimeError as error:  # so torch's allocator for the CPU calls it
             if "can't allocate memory" not in str(error):
                 raise

@@ -37,6 +37,8 @@ class Momentum(FusedOptimizer):
             tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
         foreach, fused: accepted; neither selects an implementation, because there is only one.
         differentiable: not supported; True raises ``NotImplementedError``.
+        state_bits, stochastic_rounding, master_weights, seed: how parameters and states are stored,
+            see :class:`fusedopt.FusedOptimizer`.
 
     State: ``velocity``, of the parameter's shape and dtype.
 
@@ -59,7 +61,12 @@ class Momentum(FusedOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         capturable: bool = False,
+        state_bits: int | None = None,
+        stochastic_rounding: bool = False,
+        master_weights: bool = False,
+        seed: int = 0,
     ) -> None:
+        self._store(state_bits, stochastic_rounding, master_weights, seed)
         if isinstance(lr, torch.Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
         if not lr >= 0.0:

@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from fusedopt import _native, modes
+from fusedopt.optimizers import storage
 from fusedopt.optimizers.momentum import Momentum
 
 if TYPE_CHECKING:
@@ -102,12 +103,14 @@ class Nesterov(Momentum):
         for group_index, group in enumerate(self.param_groups):
             moved = []
             for index, param in enumerate(group["params"]):
-                velocity = self.state.get(param, {}).get("velocity")
+                velocity = storage.numbers_of("velocity", self.state.get(param, {}), signed=True)
                 if velocity is None:
                     continue
                 saved.append((param, param.detach().clone(), group_index, index))
                 # x = param - momentum * velocity: a step of plain SGD along the velocity.
                 alias = param.detach()
+                if not storage.is_usual(group):
+                    alias.grad_dtype = None  # its velocity may have another dtype
                 alias.grad = velocity
                 moved.append(alias)
             options = dict.fromkeys(("momentum", "dampening", "weight_decay"), 0.0)

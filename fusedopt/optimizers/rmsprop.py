@@ -36,6 +36,8 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         maximize: follow the gradient instead of its negative.
         foreach, fused: accepted; neither selects an implementation, because there is only one.
         differentiable: not supported; True raises ``NotImplementedError``.
+        state_bits, stochastic_rounding, master_weights, seed: how parameters and states are stored,
+            see :class:`fusedopt.FusedOptimizer`.
 
     State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
     ``square_avg`` and, with the options that need them, ``momentum_buffer`` and ``grad_avg``,
@@ -63,7 +65,12 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         differentiable: bool = False,
         *,
         fused: bool | None = None,
+        state_bits: int | None = None,
+        stochastic_rounding: bool = False,
+        master_weights: bool = False,
+        seed: int = 0,
     ) -> None:
+        self._store(state_bits, stochastic_rounding, master_weights, seed)
         super().__init__(
             params,
             lr,

@@ -37,6 +37,8 @@ class SGD(FusedOptimizer, torch.optim.SGD):
             tensor there. With a parameter on the CPU ``step`` raises ``AssertionError``.
         foreach, fused: accepted; neither selects an implementation, because there is only one.
         differentiable: not supported; True raises ``NotImplementedError``.
+        state_bits, stochastic_rounding, master_weights, seed: how parameters and states are stored,
+            see :class:`fusedopt.FusedOptimizer`.
 
     State: ``momentum_buffer``, of the parameter's shape and dtype.
 
@@ -60,7 +62,12 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
         capturable: bool = False,
+        state_bits: int | None = None,
+        stochastic_rounding: bool = False,
+        master_weights: bool = False,
+        seed: int = 0,
     ) -> None:
+        self._store(state_bits, stochastic_rounding, master_weights, seed)
         super().__init__(
             params,
             lr,

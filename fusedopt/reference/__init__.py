@@ -11,8 +11,10 @@ arrays' dtype. The order of operations is part of the definition: only operation
 rounds correctly are used, each in the dtype of the arrays, so any machine that does the same
 operations in the same order gets the same bits.
 
-:func:`fusedopt.reference.in_16_bits` wraps a rule for parameters in bfloat16 or float16, and
-:func:`fusedopt.reference.in_formats` one for parameter, gradient and states in different dtypes.
+:func:`fusedopt.reference.in_16_bits` wraps a rule for parameters in bfloat16 or float16,
+:func:`fusedopt.reference.in_formats` one for parameter, gradient and states in different dtypes,
+and :func:`fusedopt.reference.stored` one for everything else that the options of the classes store:
+states in 16 and 8 bits, stochastic rounding, masters.
 
 The package needs nothing but NumPy. Default values are those of the optimizer classes. A rule is
 the function that its file is named after, beside the header of that name in ``csrc/rules``.
@@ -24,27 +26,44 @@ import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
+from fusedopt.reference.codes import code_values as code_values
+from fusedopt.reference.codes import decode_blocks as decode_blocks
+from fusedopt.reference.codes import encode_blocks as encode_blocks
 from fusedopt.reference.formats import in_16_bits as in_16_bits
 from fusedopt.reference.formats import in_formats as in_formats
+from fusedopt.reference.formats import join_master as join_master
 from fusedopt.reference.formats import round_bfloat16 as round_bfloat16
+from fusedopt.reference.formats import (
+    round_bfloat16_stochastically as round_bfloat16_stochastically,
+)
 from fusedopt.reference.formats import round_float16 as round_float16
 from fusedopt.reference.formats import round_float32 as round_float32
+from fusedopt.reference.formats import split_master as split_master
+from fusedopt.reference.random import philox as philox
+from fusedopt.reference.random import random_bits as random_bits
 from fusedopt.reference.shared import Array as Array
 from fusedopt.reference.shared import Rule as Rule
 from fusedopt.reference.shared import State as State
 from fusedopt.reference.shared import lerp as lerp
 from fusedopt.reference.shared import power as power
 from fusedopt.reference.shared import unscale as unscale
+from fusedopt.reference.storage import Storage as Storage
+from fusedopt.reference.storage import stored as stored
 
 if TYPE_CHECKING:
+    from types import ModuleType
 
     def __getattr__(name: str) -> Rule: ...
 
 
-def _rules() -> dict[str, Rule]:
+def _modules_of_rules() -> dict[str, ModuleType]:
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
-    return {name: vars(module)[name] for name, module in modules.items() if name in vars(module)}
+    return {name: module for name, module in modules.items() if hasattr(module, "STATES")}
 
 
-globals().update(_rules())
+# Of each rule its states, and whether their numbers may be negative.
+STATES: dict[str, dict[str, bool]] = {}
+for _name, _module in _modules_of_rules().items():
+    STATES[_name] = _module.STATES
+    globals()[_name] = vars(_module)[_name]

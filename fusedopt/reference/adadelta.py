@@ -11,6 +11,9 @@ from fusedopt.reference.shared import apply_shared, quiet
 if TYPE_CHECKING:
     from fusedopt.reference.shared import Array, State
 
+# Whether the numbers of a state may be negative.
+STATES = {"square_avg": False, "acc_delta": False}
+
 
 @quiet
 def adadelta(

@@ -12,6 +12,9 @@ from fusedopt.reference.shared import apply_shared, lerp, power, quiet
 if TYPE_CHECKING:
     from fusedopt.reference.shared import Array, State
 
+# Whether the numbers of a state may be negative.
+STATES = {"exp_avg": True, "exp_avg_sq": False, "max_exp_avg_sq": False}
+
 
 @quiet
 def adam(

@@ -10,6 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from fusedopt.reference.shared import Array, Rule, State
 
 
@@ -56,6 +58,47 @@ def round_float32(x: Array) -> Array:
     """The float32 nearest to each number, ties to even, as an array of ``x``'s dtype."""
     with np.errstate(all="ignore"):
         return x.astype(np.float32).astype(x.dtype)
+
+
+def round_bfloat16_stochastically(x: Array, bits: NDArray[np.uint16]) -> Array:
+    """One of the two bfloat16 around each number, the nearer the likelier; as ``x``'s dtype.
+
+    The mean over all bits is the number, in float32. Infinities stay, and so does every bfloat16;
+    every NaN becomes that of the bits 0x7fff.
+
+    Args:
+        x: numbers, which are first rounded to float32.
+        bits: 16 random bits for each, from :func:`fusedopt.reference.random.random_bits`.
+    """
+    with np.errstate(all="ignore"):
+        number = x.astype(np.float32)
+    upper = number.view(np.uint32) + bits & np.uint32(0xFFFF0000)
+    rounded = np.where(np.isfinite(number), upper.view(np.float32), number).astype(x.dtype)
+    return np.where(np.isnan(x), _nan_of_16_bits(x.dtype, 0x7FFF << 16), rounded)
+
+
+def split_master(x: Array) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
+    """A float32 as a bfloat16 and 16 bits more: the bits of the bfloat16, and the remainder.
+
+    The bfloat16 is the nearest one, of two equally near ones that of the larger magnitude: so the
+    sign of the remainder says whether it was rounded up, which nearest, ties to even, would leave
+    open. Every NaN is 0x7fc00000.
+
+    As Transformer Engine keeps its masters, with ``store_param_remainders``.
+    """
+    with np.errstate(all="ignore"):
+        number = x.astype(np.float32)
+    bits = np.where(np.isnan(number), np.uint32(0x7FC00000), number.view(np.uint32))
+    remainder = bits.astype(np.uint16).view(np.int16)
+    upper = (bits >> np.uint32(16)) + (remainder < 0)
+    return upper.astype(np.uint16), remainder
+
+
+def join_master(upper: NDArray[np.uint16], remainder: NDArray[np.int16]) -> NDArray[np.float32]:
+    """The float32 that :func:`split_master` took apart."""
+    bits = upper - (remainder < 0).astype(np.uint16)
+    joined = bits.astype(np.uint32) << np.uint32(16) | remainder.view(np.uint16)
+    return joined.view(np.float32)
 
 
 def in_16_bits(rule: Rule, round_to_storage: Callable[[Array], Array]) -> Rule:

@@ -11,6 +11,9 @@ from fusedopt.reference.shared import apply_shared, lerp, quiet
 if TYPE_CHECKING:
     from fusedopt.reference.shared import Array, State
 
+# Whether the numbers of a state may be negative.
+STATES = {"square_avg": False, "momentum_buffer": True, "grad_avg": True}
+
 
 @quiet
 def rmsprop(

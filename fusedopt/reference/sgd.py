@@ -9,6 +9,9 @@ from fusedopt.reference.shared import apply_shared, quiet
 if TYPE_CHECKING:
     from fusedopt.reference.shared import Array, State
 
+# Whether the numbers of a state may be negative.
+STATES = {"momentum_buffer": True}
+
 
 @quiet
 def sgd(

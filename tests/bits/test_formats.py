@@ -12,8 +12,10 @@ import torch
 import fusedopt
 from emulation import emulation
 from fusedopt import _native, reference
-from fusedopt.checking.cases import CASES, DTYPES
+from fusedopt.checking.cases import CASES, DTYPES, Case
+from fusedopt.checking.rows import ROWS
 from fusedopt.checking.verify import ROUNDINGS, count_mismatches, gradients, isa, threads
+from helpers import bits, parameter
 
 # Around the lanes and blocks of a kernel.
 SIZES = (1, 15, 33, 257, 1030)
@@ -30,13 +32,6 @@ def name_of(mix):
     return "-".join(str(dtype).removeprefix("torch.") for dtype in mix)
 
 
-def parameter(values):
-    param = torch.nn.Parameter(values)
-    if hasattr(param, "grad_dtype"):  # torch 2.9 and later ask first
-        param.grad_dtype = None
-    return param
-
-
 def states_after_a_step(case, values, dtype):
     """States away from zero, stored in ``dtype``."""
     param = torch.nn.Parameter(values.double())
@@ -47,19 +42,37 @@ def states_after_a_step(case, values, dtype):
     return {name: s if name == "step" else s.to(dtype) for name, s in states.items()}
 
 
+def in_formats_of_their_own(rule, of_param, of_each_state):
+    """``rule`` for states of which each is stored in another format."""
+
+    def rounded_rule(param, grad, state, **options):
+        param, state = rule(param, grad, state, **options)
+        for name, dtype in of_each_state.items():
+            state[name] = ROUNDINGS[dtype](np.asarray(state[name]))
+        return ROUNDINGS[of_param](np.asarray(param)), state
+
+    return rounded_rule
+
+
 class Trajectory:
     """A parameter and its states as tensors of an optimizer, and as arrays of the reference."""
 
-    def __init__(self, case, size, mix, generator):
+    def __init__(self, case, size, mix, generator, of_each_state=None):
         of_param, self.of_grad, of_states = mix
         values = torch.from_numpy(generator.standard_normal(size))
         self.param = parameter(values.to(of_param))
         self.states = states_after_a_step(case, values, of_states)
-        has_states = any(name != "step" for name in self.states)
-        formats = mix if has_states else mix[:2]
-        self.arithmetic = np.float64 if torch.float64 in formats else np.float32
-        self.rule = reference.in_formats(
-            case.row.reference, ROUNDINGS[of_param], ROUNDINGS[of_states]
+        for name, dtype in (of_each_state or {}).items():
+            # With room behind it: whoever reads it in another format finds wrong numbers.
+            memory = torch.zeros(8 * size, dtype=dtype)
+            self.states[name] = memory[:size].copy_(self.states[name])
+        of_all = {state.dtype for name, state in self.states.items() if name != "step"}
+        in_double = torch.float64 in {of_param, self.of_grad, *of_all}
+        self.arithmetic = np.float64 if in_double else np.float32
+        self.rule = (
+            in_formats_of_their_own(case.row.reference, of_param, of_each_state)
+            if of_each_state
+            else reference.in_formats(case.row.reference, ROUNDINGS[of_param], ROUNDINGS[of_states])
         )
         self.expected = to_array(self.param, self.arithmetic)
         self.expected_states = {
@@ -106,6 +119,61 @@ def test_mixed_formats(engine, mix):
                 assert run.mismatches() == 0, case
                 assert optimizer.state[run.param] == run.states
             assert {run.param.dtype for run in runs} == {mix[0]}
+
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+# The first state has the parameter's format, which a loop for all operands would take for granted.
+STATES = [
+    (fusedopt.Adam, {}, {"exp_avg": F32, "exp_avg_sq": BF16}),
+    (fusedopt.Adam, {}, {"exp_avg": BF16, "exp_avg_sq": F32}),
+    (fusedopt.Adam, {}, {"exp_avg": F64, "exp_avg_sq": F32}),
+    (
+        fusedopt.Adam,
+        {"amsgrad": True},
+        {"exp_avg": F32, "exp_avg_sq": BF16, "max_exp_avg_sq": F16},
+    ),
+    (
+        fusedopt.RMSprop,
+        {"momentum": 0.8, "centered": True},
+        {"square_avg": BF16, "momentum_buffer": F32, "grad_avg": F16},
+    ),
+]
+
+
+@pytest.mark.parametrize(("optimizer_class", "options", "dtypes"), STATES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_state_in_a_format_of_its_own(engine, optimizer_class, options, dtypes):
+    generator = np.random.default_rng(0)
+    dtype = next(iter(dtypes.values()))
+    row = next(row for row in ROWS if row.optimizer is optimizer_class)
+    case = Case(row, options)
+    runs = [Trajectory(case, size, (dtype,) * 3, generator, dtypes) for size in SIZES]
+    optimizer = optimizer_class([run.param for run in runs], **options)
+    for run in runs:
+        optimizer.state[run.param] = run.states
+    options = row.reference_options(optimizer.param_groups[0])
+    for _ in range(3):
+        for run in runs:
+            run.take_gradient(generator, options)
+        with emulation() if "emulated" in engine else isa(engine), threads(2):
+            optimizer.step()
+        for run in runs:
+            assert run.mismatches() == 0
+            assert {name: run.states[name].dtype for name in dtypes} == dtypes
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_are_not_written(engine, dtype):
+    """Every NaN of 16 bits keeps what it carries, although rounding would leave one of them."""
+    every = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype)
+    for stride in (1, 2):
+        param = parameter(torch.zeros(every.numel()))
+        param.grad = torch.empty(every.numel() * stride, dtype=dtype)[::stride].copy_(every)
+        with emulation() if "emulated" in engine else isa(engine):
+            fusedopt.Adam([param]).step()
+        assert torch.equal(param.isnan(), every.isnan() | every.isinf())
+        assert np.array_equal(bits(param.grad), bits(every))
 
 
 @pytest.mark.parametrize("engine", ["cpu", "cuda, emulated"])

@@ -17,12 +17,19 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 instructions")
 
 ARITHMETIC = re.compile(r"v?(add|sub|mul|div|sqrt|max)p[sd]$")
-# By function, and number of the format in core/format.h.
+# By function, and number of the format in core/format.h, or whether codes have a sign.
 CONVERSION = {
-    ("decode_array", 2): re.compile(r"v?(pslld|pmovzxwd|punpck\w+)$"),
-    ("encode_array", 2): re.compile(r"v?(psrld|paddd|pand|pandd|pblendvb|packus\w+)$"),
-    ("decode_array", 3): re.compile(r"vcvtph2ps$"),
-    ("encode_array", 3): re.compile(r"vcvtps2ph$"),
+    ("decode_block", 2): re.compile(r"v?(pslld|pmovzxwd|punpck\w+)$"),
+    ("encode_block", 2): re.compile(r"v?(psrld|paddd|pand|pandd|pblendvb|packus\w+)$"),
+    ("decode_block", 3): re.compile(r"vcvtph2ps$"),
+    ("encode_block", 3): re.compile(r"vcvtps2ph$"),
+    ("encode_block", 4): re.compile(r"v?(psrld|paddd)$"),
+    ("decode_block", 5): re.compile(r"v?(pslld|por|pord|psub\w|padd\w)$"),
+    ("encode_block", 5): re.compile(r"v?(psrld|paddd)$"),
+    ("decode_codes", "true"): re.compile(r"v?cvtdq2ps$"),
+    ("decode_codes", "false"): re.compile(r"v?cvtdq2ps$"),
+    ("encode_codes", "true"): re.compile(r"v?cvttps2dq$"),
+    ("encode_codes", "false"): re.compile(r"v?cvttps2dq$"),
 }
 FLOAT16 = 3
 REGISTERS = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
@@ -99,7 +106,7 @@ def test_roots_and_quotients_are_vectorised(functions):
 @pytest.mark.parametrize("conversion", CONVERSION)
 def test_conversions_are_vectorised(functions, conversion):
     name, number = conversion
-    found = named(functions, rf"::{name}<\(fusedopt::Format\){number}, float>")
+    found = named(functions, rf"::{name}<(\(fusedopt::Format\))?{number}, float>")
     bodies = next(iter(found.values()))
     assert len(bodies) == 3
     for body in bodies:
@@ -122,7 +129,7 @@ def test_wide_registers_stay_in_their_kernels(functions):
     """Code of one instruction set that is linked in for all would crash older CPUs."""
     for (_, name), body in functions.items():
         if widest(body) != "baseline":
-            own = r"::kernel<|::update_tail<|(de|en)code_array|unscale_array"
+            own = r"::kernel<|::update_tail<|::(de|en)code_\w+<|unscale_block|draw_random_bits"
             assert re.search(own, name), name
 
 

@@ -11,7 +11,7 @@ namespace {
 struct Wrong {
   static constexpr const char* kName = "wrong";
   static constexpr bool kCountsSteps = false;
-  static constexpr std::array<const char*, 1> kStates = {"state"};
+  static constexpr std::array<StateInfo, 1> kStates = {{{"state", kSigned}}};
   enum : unsigned { kVariants = 2 };
 
   struct Hyper : SharedHyper {
@@ -34,7 +34,7 @@ struct Wrong {
 
 template <unsigned variants>
 struct WithVariants {
-  static constexpr std::array<const char*, 0> kStates = {};
+  static constexpr std::array<StateInfo, 0> kStates = {};
   enum : unsigned { kVariants = variants };
 };
 

@@ -13,7 +13,7 @@ from fusedopt import reference
 from fusedopt.checking.cases import CASES, DTYPES
 from fusedopt.checking.rows import ROWS
 from fusedopt.checking.verify import count_mismatches, gradients, reference_rule, threads, to_array
-from helpers import Guarded, bits, scaled_step, snapshot
+from helpers import Guarded, bits, run_python, scaled_step, snapshot
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 SIZES = (0, 1, 7, 511, 513, 4099)
@@ -166,7 +166,9 @@ def test_no_scale_after_unscale():
         ("grad_scale", 2.0),
         ("grad_scale", torch.tensor(2)),
         ("grad_scale", torch.ones(2)),
+        ("grad_scale", torch.tensor(2.0).double()),
         ("found_inf", torch.tensor(False)),
+        ("found_inf", torch.tensor(0.0).double()),
         ("found_inf", "no"),
     ],
 )
@@ -179,6 +181,52 @@ def test_wrong_tensors_are_refused(name, value):
     with pytest.raises(TypeError, match=f"{name} must be a float32 tensor of one element"):
         optimizer.step()
     assert snapshot(optimizer) == before
+
+
+ELSEWHERE = """
+import ctypes
+import torch, fusedopt
+
+pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+torch.cuda._lazy_init = lambda: None
+
+def on_a_gpu(value):
+    # Memory of the host that DLPack says is a GPU's: the device stands behind the address.
+    capsule = torch.utils.dlpack.to_dlpack(torch.tensor(value))
+    ctypes.c_int32.from_address(pointer_of(capsule, b"dltensor") + 8).value = 2
+    return torch.utils.dlpack.from_dlpack(capsule)
+
+param = torch.nn.Parameter(torch.ones(5))
+param.grad = torch.ones(5)
+optimizer = fusedopt.SGD([param], lr=1.0)
+number, copy = on_a_gpu(2.0), None
+assert number.device.type == "cuda"
+torch.Tensor.to = lambda tensor, *args, **options: copy
+
+def step(name):
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+    setattr(optimizer, name, number)
+    optimizer.step()
+
+for name in ("grad_scale", "found_inf"):
+    for copy in (torch.tensor(2.0).double(), torch.ones(2), None, number):
+        try:
+            step(name)
+        except TypeError as error:
+            assert str(error).startswith(name + " is on another device than the param"), error
+        else:
+            raise AssertionError("not refused: " + name)
+        assert param.tolist() == param.grad.tolist() == [1.0] * 5
+copy = torch.tensor(2.0)
+step("grad_scale")
+assert param.tolist() == param.grad.tolist() == [0.5] * 5
+"""
+
+
+def test_a_number_elsewhere_whose_copy_is_none_is_refused():
+    """Where somebody replaces torch's ``to``: a double, two numbers, none, a copy still there."""
+    run_python(ELSEWHERE)
 
 
 def test_gradient_that_cannot_be_divided_in_place_is_refused():

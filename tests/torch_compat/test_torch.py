@@ -14,6 +14,7 @@ import torch
 import fusedopt
 from fusedopt.checking.cases import CASES
 from fusedopt.checking.rows import ROWS
+from fusedopt.optimizers.storage import DEFAULTS as STORAGE
 from helpers import bits
 
 TORCH_CASES = [case for case in CASES if case.row.torch_optimizer]
@@ -52,7 +53,10 @@ def test_signature_is_torchs(row):
     ours = inspect.signature(row.optimizer).parameters
     theirs = inspect.signature(row.torch_optimizer).parameters
     assert list(ours)[: len(theirs)] == list(theirs)
-    assert set(ours) - set(theirs) <= {"fused", "capturable"}
+    assert set(ours) - set(theirs) <= {"fused", "capturable", *STORAGE}
+    for name in STORAGE:
+        assert ours[name].kind == inspect.Parameter.KEYWORD_ONLY
+        assert ours[name].default == STORAGE[name]
     for name, parameter in theirs.items():
         assert (ours[name].default, ours[name].kind) == (parameter.default, parameter.kind)
 

@@ -43,7 +43,7 @@ Elements one_number(const char* name, const void* at, NumberType type, bool is_w
 
 Elements elements_of(const UpdateList& list, const Update& update, size_t k) {
   const Operand& operand = list.operands(update)[k];
-  Elements elements{info_of(list.rule()).operand_names[operand.role],
+  Elements elements{info_of(list.rule()).operand_names[operand.role].c_str(),
                     static_cast<const std::byte*>(operand.data),
                     static_cast<unsigned>(size_of(operand.format)),
                     {},
@@ -57,11 +57,13 @@ Elements elements_of(const UpdateList& list, const Update& update, size_t k) {
   return elements;
 }
 
-void add_update(const UpdateList& list, const Update& update, std::vector<Elements>& to) {
+void add_update(const UpdateList& list, const Update& update, Footprint& footprint) {
+  std::vector<Elements>& to = footprint.elements;
   for (size_t k = 0; k < update.operand_count && update.numel > 0; ++k) {
     to.push_back(elements_of(list, update, k));
   }
   if (!update.derives) return;
+  if (update.numel > 0) footprint.derives_in.insert(update.in_double ? "double" : "float");
   if (update.step != nullptr) {
     to.push_back(one_number("a step count", update.step, update.step_type, true));
   }
@@ -81,9 +83,7 @@ std::span<const OptionValue> options_of(const UpdateList& list, const Update& up
 
 Footprint footprint_of(const UpdateList& list, const Round& round) {
   Footprint footprint;
-  for (const Update& update : list.updates_of(round)) {
-    add_update(list, update, footprint.elements);
-  }
+  for (const Update& update : list.updates_of(round)) add_update(list, update, footprint);
   const auto add_number = [&](const char* name, const float* number) {
     if (number == nullptr) return;
     footprint.elements.push_back(one_number(name, number, NumberType::kFloat32, false));

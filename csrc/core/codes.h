@@ -1,0 +1,148 @@
+// Numbers in 8 bits: blocks of elements that share a scale, each as one of 256 values.
+//
+// The code is that of Dettmers, Lewis, Shleifer, Zettlemoyer: 8-bit Optimizers via Block-wise
+// Quantization, ICLR 2022. The magnitudes relative to the scale lie in seven decades, from 0.1 p to
+// p for p = 10^-6, ..., 1. The e-th decade is cut into 2^e equal parts where a code has a sign, and
+// into 2^(e+1) where it has none; a code is the middle of a part. So with m = 2^e + j for part j
+// the exponent of m names the decade and its mantissa the part: both ways are arithmetic, not
+// tables.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/format.h"
+#include "rules/math.h"
+
+namespace fusedopt {
+
+// The operations that codes are made of, on one number. An engine that computes several numbers at
+// once has them on as many.
+struct OneNumber {
+  using Floats = float;
+  using Ints = int32_t;
+
+  FUSEDOPT_FN static float as_floats(int32_t bits) { return std::bit_cast<float>(bits); }
+  FUSEDOPT_FN static int32_t as_ints(float number) { return std::bit_cast<int32_t>(number); }
+  FUSEDOPT_FN static float to_floats(int32_t number) { return static_cast<float>(number); }
+  FUSEDOPT_FN static int32_t to_ints(float number) { return static_cast<int32_t>(number); }
+  // How many of the ends are below a number.
+  template <size_t count>
+  FUSEDOPT_FN static int32_t count_below(float number, const float (&ends)[count]) {
+    int32_t below = 0;
+    for (const float end : ends) below += number > end;
+    return below;
+  }
+  // table[index modulo 8].
+  FUSEDOPT_FN static float look_up(const float (&table)[8], int32_t index) {
+    float found = table[7];
+    for (int32_t i = 0; i < 7; ++i) found = index == i ? table[i] : found;
+    return found;
+  }
+};
+
+template <bool is_signed, class Operations>
+class Code {
+ public:
+  using Floats = typename Operations::Floats;
+  using Ints = typename Operations::Ints;
+
+  // The number that a code stands for, relative to its scale.
+  FUSEDOPT_FN static Floats decode(Ints code) {
+    const Ints place = is_signed ? code - 127 : code + 1;
+    const Ints m = place < 0 ? -place : place;
+    // (m + 0.5) / 2^e is in [1, 2): the part's middle between the ends of its decade, plus 1.
+    const Ints bits = Operations::as_ints(Operations::to_floats(m) + 0.5f);
+    const Ints decade = (bits >> 23) - 127 - kFirstExponent;
+    const Floats middle = Operations::as_floats((bits & 0x7fffff) | 0x3f800000) - 1.0f;
+    const Floats part = value_at(Operations::look_up(kPowers, decade), middle);
+    const Floats magnitude = m == kOne ? Floats{} + 1.0f : part;
+    return place < 0 ? -magnitude : magnitude;
+  }
+
+  // The code of the part that a number lies in, so that of the nearest value but for rounding;
+  // beyond the ends of a decade that of the value that is nearer. NaN gets the code of zero, and so
+  // does a negative number where the code has no sign. The factors are those of ScaleFactors.
+  FUSEDOPT_FN static Ints encode(Floats number, float shift, float inverse) {
+    const Ints magnitude = Operations::as_ints(number) & 0x7fffffff;
+    const Floats relative = Operations::as_floats(magnitude) * shift * inverse;
+    const Ints decade = Operations::count_below(relative, kEnds);
+    // Between 1 and 2 as the number is between the ends of its decade: the first bits name the
+    // part.
+    const Floats place = 1.0f + (relative * Operations::look_up(kInverses, decade) - 1.0f / 9.0f);
+    const Floats above = place > 1.0f ? place : Floats{} + 1.0f;
+    const Floats within = above < kBelowTwo ? above : Floats{} + kBelowTwo;
+    const Floats parts = Operations::as_floats((decade + (127 + kFirstExponent)) << 23);
+    const Ints part = Operations::to_ints(within * parts);
+    const Ints m = relative > kLowest ? part : Ints{} + kZero;
+    const Ints with_one = relative > kHighest ? Ints{} + kOne : m;
+    if constexpr (is_signed) {
+      return (number > 0.0f ? with_one : -m) + 127;
+    } else {
+      return (number > 0.0f ? with_one : Ints{} + kZero) - 1;
+    }
+  }
+
+ private:
+  // Of m: that of zero, and that of 1, which is behind the last part of the last decade.
+  static constexpr int32_t kZero = is_signed ? 0 : 1;
+  static constexpr int32_t kOne = is_signed ? 128 : 256;
+  static constexpr int32_t kFirstExponent = is_signed ? 0 : 1;
+  static constexpr int kDecades = 7;
+  static constexpr float kBelowTwo = 2.0f - 0x1p-23f;
+
+  // Below the first decade, at -1, there is nothing but zero.
+  static constexpr float kPowers[8] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f, 0.0f};
+  static constexpr float inverse_of(float power) { return 1.0f / (0.9f * power); }
+  static constexpr float kInverses[8] = {
+      inverse_of(1e-6f), inverse_of(1e-5f), inverse_of(1e-4f), inverse_of(1e-3f),
+      inverse_of(1e-2f), inverse_of(1e-1f), inverse_of(1.0f),  0.0f};
+
+  template <class Number>
+  FUSEDOPT_FN static constexpr Number value_at(Number power, Number place) {
+    return power * (0.1f + 0.9f * place);
+  }
+
+  static constexpr float middle_of(float low, float high) {
+    return static_cast<float>((static_cast<double>(low) + static_cast<double>(high)) / 2);
+  }
+  static constexpr float parts_of(int decade) {
+    return static_cast<float>(1 << (decade + kFirstExponent));
+  }
+  static constexpr float first_value(int decade) {
+    return value_at(kPowers[decade], 0.5f / parts_of(decade));
+  }
+  static constexpr float last_value(int decade) {
+    return value_at(kPowers[decade], (parts_of(decade) - 0.5f) / parts_of(decade));
+  }
+  static constexpr float kLowest = middle_of(0.0f, first_value(0));
+  static constexpr float kHighest = middle_of(last_value(kDecades - 1), 1.0f);
+
+  // Where the first value of the next decade becomes the nearer one.
+  static constexpr float end_of(int decade) {
+    return middle_of(last_value(decade), first_value(decade + 1));
+  }
+  static constexpr float kEnds[kDecades - 1] = {end_of(0), end_of(1), end_of(2),
+                                                end_of(3), end_of(4), end_of(5)};
+};
+
+// What a block's numbers are multiplied with, one after the other, to be relative to its scale. The
+// power of two is exact and keeps the reciprocal of every scale in range; a block of zeros stays
+// one.
+struct ScaleFactors {
+  float shift, inverse;
+
+  FUSEDOPT_FN explicit ScaleFactors(float scale)
+      : shift(scale < 1.0f ? 0x1p64f : 0x1p-64f),
+        inverse(scale > 0.0f ? 1.0f / (scale * shift) : 0.0f) {}
+};
+
+// The bits of a number's magnitude if it is finite, or else of 0: of these the largest integer is
+// the largest number, which is a block's scale.
+FUSEDOPT_FN int32_t finite_magnitude(float number) {
+  const int32_t magnitude = std::bit_cast<int32_t>(number) & 0x7fffffff;
+  return magnitude < 0x7f800000 ? magnitude : 0;
+}
+
+}  // namespace fusedopt

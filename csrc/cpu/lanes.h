@@ -1,0 +1,93 @@
+// Registers of numbers, for what compilers do not vectorise by themselves: look-ups in a short
+// table, and products of 32 bits with 64.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/convert.h"
+
+#if defined(__SSE2__) && !defined(__AVX2__)
+#include <emmintrin.h>
+#endif
+
+namespace fusedopt::cpu {
+
+template <class Lanes, class Number>
+FUSEDOPT_FN Lanes load_lanes(const Number* from) {
+  Lanes lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+
+template <class Lanes, class Number>
+FUSEDOPT_FN void store_lanes(Lanes lanes, Number* to) {
+  std::memcpy(to, &lanes, sizeof lanes);
+}
+
+// The operations of core/codes.h on as many floats as fill a register.
+struct OneRegister {
+  using Floats __attribute__((vector_size(kRegister * sizeof(float)))) = float;
+  using Ints __attribute__((vector_size(kRegister * sizeof(int32_t)))) = int32_t;
+
+  FUSEDOPT_FN static Floats as_floats(Ints bits) { return Floats(bits); }
+  FUSEDOPT_FN static Ints as_ints(Floats numbers) { return Ints(numbers); }
+  FUSEDOPT_FN static Floats to_floats(Ints numbers) {
+    return __builtin_convertvector(numbers, Floats);
+  }
+  FUSEDOPT_FN static Ints to_ints(Floats numbers) { return __builtin_convertvector(numbers, Ints); }
+
+  template <size_t count>
+  FUSEDOPT_FN static Ints count_below(Floats numbers, const float (&ends)[count]) {
+    Ints below = {};
+    for (const float end : ends) {
+#if defined(__AVX512F__)
+      const __mmask16 is_below =
+          _mm512_cmp_ps_mask(__m512(numbers), _mm512_set1_ps(end), _CMP_GT_OQ);
+      below = Ints(
+          _mm512_mask_add_epi32(__m512i(below), is_below, __m512i(below), _mm512_set1_epi32(1)));
+#else
+      below -= numbers > end;
+#endif
+    }
+    return below;
+  }
+
+  FUSEDOPT_FN static Floats look_up(const float (&table)[8], Ints index) {
+#if defined(__AVX512F__)
+    const __m512 twice = _mm512_broadcast_f32x8(_mm256_loadu_ps(table));
+    return Floats(_mm512_permutexvar_ps(__m512i(index), twice));
+#elif defined(__AVX2__)
+    return Floats(_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), __m256i(index)));
+#else
+    Floats found = Floats{} + table[7];
+    for (int32_t i = 0; i < 7; ++i) found = index == i ? Floats{} + table[i] : found;
+    return found;
+#endif
+  }
+};
+
+// Integers of 64 bits that fill a register.
+constexpr int64_t kWordLanes = kRegister / 2;
+using WordLanes __attribute__((vector_size(kWordLanes * sizeof(uint64_t)))) = uint64_t;
+
+// The products of their lower halves with a factor, of 64 bits.
+struct MultiplyWords {
+  FUSEDOPT_FN WordLanes operator()(WordLanes words, uint32_t factor) const {
+    const WordLanes factors = WordLanes{} + uint64_t{factor};
+#if defined(__AVX512F__)
+    return WordLanes(_mm512_mul_epu32(__m512i(words), __m512i(factors)));
+#elif defined(__AVX2__)
+    return WordLanes(_mm256_mul_epu32(__m256i(words), __m256i(factors)));
+#elif defined(__SSE2__)
+    return WordLanes(_mm_mul_epu32(__m128i(words), __m128i(factors)));
+#elif defined(__ARM_NEON)
+    return WordLanes(vmull_u32(vmovn_u64(uint64x2_t(words)), vmovn_u64(uint64x2_t(factors))));
+#else
+    return (words & uint64_t{0xffffffff}) * factors;
+#endif
+  }
+};
+
+}  // namespace fusedopt::cpu

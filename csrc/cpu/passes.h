@@ -1,0 +1,173 @@
+// The passes over one block of an operand: from how it is stored to numbers of the arithmetic, and
+// back. Included by each instruction set's translation unit alone.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+
+#include "core/codes.h"
+#include "core/random.h"
+#include "cpu/convert.h"
+#include "cpu/kernels.h"
+#include "cpu/lanes.h"
+#include "rules/element.h"
+
+namespace fusedopt::cpu {
+namespace {
+
+template <Format format, class T>
+void decode_plain(const StoredBlock& from, T* numbers, int64_t n) {
+  using Codec = CodecOf<format>;
+  const auto* const stored = static_cast<const typename Codec::Stored*>(from.elements);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) decode_lanes<Codec>(stored + i, numbers + i);
+  for (; i < n; ++i) numbers[i] = Codec::template decode<T>(stored[i]);
+}
+
+template <Format format, class T>
+void encode_plain(const T* numbers, const StoredBlock& to, int64_t n) {
+  using Codec = CodecOf<format>;
+  auto* const stored = static_cast<typename Codec::Stored*>(to.elements);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) encode_lanes<Codec>(numbers + i, stored + i);
+  for (; i < n; ++i) stored[i] = Codec::encode(numbers[i]);
+}
+
+template <class T>
+void encode_stochastically(const T* numbers, const StoredBlock& to, int64_t n) {
+  auto* const stored = static_cast<uint16_t*>(to.elements);
+  FUSEDOPT_INDEPENDENT_ITERATIONS
+  for (int64_t i = 0; i < n; ++i) {
+    stored[i] = StochasticBFloat16Codec::encode(static_cast<float>(numbers[i]), to.random_bits[i]);
+  }
+}
+
+template <class T>
+void decode_master(const StoredBlock& from, T* numbers, int64_t n) {
+  const auto* const stored = static_cast<const uint16_t*>(from.elements);
+  FUSEDOPT_INDEPENDENT_ITERATIONS
+  for (int64_t i = 0; i < n; ++i) {
+    numbers[i] = MasterBFloat16Codec::decode(stored[i], from.remainders[i]);
+  }
+}
+
+template <class T>
+void encode_master(const T* numbers, const StoredBlock& to, int64_t n) {
+  auto* const stored = static_cast<uint16_t*>(to.elements);
+  FUSEDOPT_INDEPENDENT_ITERATIONS
+  for (int64_t i = 0; i < n; ++i) {
+    const auto number = static_cast<float>(numbers[i]);
+    stored[i] = MasterBFloat16Codec::encode(number);
+    to.remainders[i] = MasterBFloat16Codec::remainder_of(number);
+  }
+}
+
+// A block's numbers as floats: themselves, or copies.
+template <class T>
+const float* as_floats(const T* numbers, float (&floats)[kScaledBlock], int64_t n) {
+  if constexpr (std::is_same_v<T, float>) {
+    return numbers;
+  } else {
+    for (int64_t i = 0; i < n; ++i) floats[i] = static_cast<float>(numbers[i]);
+    return floats;
+  }
+}
+
+// Whole registers, up to the end of what a block has room for: what lies behind the n-th element
+// means nothing.
+template <bool is_signed, class T>
+void decode_codes(const StoredBlock& from, T* numbers, int64_t n) {
+  const auto* const codes = static_cast<const uint8_t*>(from.elements);
+  const float scale = *from.scale;
+  int32_t wide[kScaledBlock];
+  float decoded[kScaledBlock];
+  for (int64_t i = 0; i < n; ++i) wide[i] = codes[i];
+  for (int64_t i = 0; i < n; i += kRegister) {
+    const auto lanes = load_lanes<OneRegister::Ints>(wide + i);
+    store_lanes(Code<is_signed, OneRegister>::decode(lanes) * scale, decoded + i);
+  }
+  for (int64_t i = 0; i < n; ++i) numbers[i] = decoded[i];
+}
+
+template <bool is_signed, class T>
+void encode_codes(const T* numbers, const StoredBlock& to, int64_t n) {
+  float copies[kScaledBlock];
+  const float* const floats = as_floats(numbers, copies, n);
+  int32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, finite_magnitude(floats[i]));
+  *to.scale = std::bit_cast<float>(largest);
+  const ScaleFactors factors(*to.scale);
+  int32_t wide[kScaledBlock];
+  for (int64_t i = 0; i < n; i += kRegister) {
+    const auto lanes = load_lanes<OneRegister::Floats>(floats + i);
+    store_lanes(Code<is_signed, OneRegister>::encode(lanes, factors.shift, factors.inverse),
+                wide + i);
+  }
+  auto* const codes = static_cast<uint8_t*>(to.elements);
+  for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<uint8_t>(wide[i]);
+}
+
+template <Format format, class T>
+void decode_block(const StoredBlock& from, void* to, int64_t n) {
+  T* const numbers = static_cast<T*>(to);
+  if constexpr (format == Format::kStochasticBFloat16) {
+    decode_plain<Format::kBFloat16>(from, numbers, n);
+  } else if constexpr (format == Format::kMasterBFloat16) {
+    decode_master(from, numbers, n);
+  } else if constexpr (is_scaled(format)) {
+    decode_codes<format == Format::kSigned8>(from, numbers, n);
+  } else {
+    decode_plain<format>(from, numbers, n);
+  }
+}
+
+template <Format format, class T>
+void encode_block(const void* from, const StoredBlock& to, int64_t n) {
+  const T* const numbers = static_cast<const T*>(from);
+  if constexpr (format == Format::kStochasticBFloat16) {
+    encode_stochastically(numbers, to, n);
+  } else if constexpr (format == Format::kMasterBFloat16) {
+    encode_master(numbers, to, n);
+  } else if constexpr (is_scaled(format)) {
+    encode_codes<format == Format::kSigned8>(numbers, to, n);
+  } else {
+    encode_plain<format>(numbers, to, n);
+  }
+}
+
+template <class T>
+void unscale_block(void* grads, double scale, int64_t n) {
+  T* const grad = static_cast<T*>(grads);
+  FUSEDOPT_INDEPENDENT_ITERATIONS
+  for (int64_t i = 0; i < n; ++i) grad[i] = unscale(grad[i], static_cast<T>(scale));
+}
+
+// The counters of a group, as many as registers hold, a few registers at a time: one after the
+// other they would wait for their products.
+void draw_random_bits(const Draws& draws, uint32_t operand, int64_t group, uint16_t* random_bits) {
+  constexpr int64_t kHalf = kDrawGroup / 2;
+  constexpr int64_t kTogether = std::min<int64_t>(4, kDrawCalls / kWordLanes);
+  const DrawCounter counter(draws, operand, group);
+  uint64_t numbers[kWordLanes];
+  for (int64_t lane = 0; lane < kWordLanes; ++lane) numbers[lane] = static_cast<uint64_t>(lane);
+  const auto first_calls = load_lanes<WordLanes>(numbers);
+  for (int64_t call = 0; call < kDrawCalls; call += kTogether * kWordLanes) {
+    WordLanes words[4][kTogether];
+    for (int64_t t = 0; t < kTogether; ++t) {
+      for (int w = 0; w < 4; ++w) words[w][t] = WordLanes{} + uint64_t{counter.words[w]};
+      words[0][t] += first_calls + static_cast<uint64_t>(call + t * kWordLanes);
+    }
+    philox(words, draws.seed, MultiplyWords{});
+    for (int64_t pair = 0; pair < 2; ++pair) {
+      for (int64_t t = 0; t < kTogether; ++t) {
+        const WordLanes lower = words[2 * pair][t] & uint64_t{0xffffffff};
+        const WordLanes bits = lower | words[2 * pair + 1][t] << 32;
+        store_lanes(bits, random_bits + pair * kHalf + 4 * (call + t * kWordLanes));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fusedopt::cpu

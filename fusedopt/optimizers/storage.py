@@ -1,0 +1,282 @@
+"""How parameters and states are stored: the options, and the tensors that they ask for."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusedopt import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULTS: dict[str, Any] = {
+    "state_bits": None,
+    "stochastic_rounding": False,
+    "master_weights": False,
+    "seed": 0,
+}
+
+# Elements of a block of codes, which have one scale, and the fewest that a parameter stores so.
+BLOCK = 256
+FEWEST_CODES = 4096
+
+REMAINDER = "param_remainder"
+_SCALE = "_scale"
+
+
+def scale_name(state: str) -> str:
+    """The key of a state's scales, beside that of its codes."""
+    return state + _SCALE
+
+
+def asked_for(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that are not what they are by default."""
+    return {name: value for name, value in options.items() if value != DEFAULTS[name]}
+
+
+def asked_for_in(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of storage that a group has away from their defaults."""
+    return asked_for({name: group[name] for name in DEFAULTS if name in group})
+
+
+def is_usual(group: Mapping[str, Any]) -> bool:
+    """Whether parameters and states of a group are stored as torch stores them."""
+    return not asked_for_in(group)
+
+
+def check_storage(group: Mapping[str, Any], index: int) -> None:
+    """Refuses options of a group that are out of bounds or do not fit its parameters.
+
+    Raises:
+        ValueError: it names the group, the parameter, the option and what to do instead.
+        NotImplementedError: a parameter is a DTensor.
+    """
+    if is_usual(group):
+        return
+    for position, param in enumerate(group["params"]):
+        # Blocks of codes and random bits are counted in the whole tensor, which no rank has.
+        if isinstance(getattr(param, "_local_tensor", None), torch.Tensor):
+            raise NotImplementedError(
+                f"parameter group {index}, parameter {position}: is a DTensor, for which "
+                f"{', '.join(asked_for_in(group))} cannot be asked"
+            )
+    dtypes = [str(param.dtype).removeprefix("torch.") for param in group["params"]]
+    _native.check_storage(group, index, dtypes)
+
+
+def state_dtype(param: torch.Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """The dtype of a parameter's states, by the group's ``state_bits``.
+
+    With 8 of them ``uint8``, but float32 for a parameter of fewer than 4,096 elements; of a
+    parameter that is sharded all of them count.
+    """
+    bits = group.get("state_bits")
+    if bits is None:
+        return param.dtype
+    if bits == 8 and param.numel() >= FEWEST_CODES:
+        return torch.uint8
+    return torch.bfloat16 if bits == 16 else torch.float32
+
+
+def filled_state(
+    name: str, param: torch.Tensor, group: Mapping[str, Any], value: float
+) -> dict[str, torch.Tensor]:
+    """A state without a sign whose elements are all ``value``, and its scales if it has any."""
+    dtype = state_dtype(param, group)
+    if dtype != torch.uint8:
+        return {name: torch.full_like(param, value, dtype=dtype)}
+    scales = empty_state(scale_name(name), param, group)
+    assert scales is not None
+    # The last code is 1, the first is 0.
+    codes = torch.full_like(param, 255 if value > 0 else 0, dtype=dtype)
+    return {name: codes, scale_name(name): scales.fill_(value)}
+
+
+def empty_state(name: str, param: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor | None:
+    """Memory for a state, for the scales of one, or for the remainder of the parameter's master.
+
+    Returns:
+        A tensor of the parameter's shape and memory format; for scales one number for each block of
+        256 elements, or None for a state that has none.
+    """
+    if name == REMAINDER:
+        return torch.empty_like(param, dtype=torch.int16)
+    dtype = state_dtype(param, group)
+    if not name.endswith(_SCALE):
+        return torch.empty_like(param, dtype=dtype)
+    if dtype != torch.uint8:
+        return None
+    return torch.empty(-(-param.numel() // BLOCK), dtype=torch.float32, device=param.device)
+
+
+def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements of a tensor without gaps, in one dimension, as they lie in memory."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def _format_of_codes(signed: bool) -> str:
+    return "signed codes" if signed else "unsigned codes"
+
+
+def decoded(codes: torch.Tensor, scales: torch.Tensor, signed: bool) -> torch.Tensor:
+    """The float32 numbers of codes, of their shape, device and memory format."""
+    on_cpu = codes.detach().cpu()
+    numbers = torch.empty_like(on_cpu, dtype=torch.float32)
+    _native.decode(
+        _format_of_codes(signed),
+        in_memory_order(on_cpu),
+        scales.detach().cpu(),
+        in_memory_order(numbers),
+    )
+    return numbers.to(codes.device)
+
+
+def numbers_of(name: str, states: Mapping[str, Any], signed: bool) -> torch.Tensor | None:
+    """A state as a tensor of a floating dtype: itself, or what its codes stand for."""
+    state: torch.Tensor | None = states.get(name)
+    if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8:
+        return state
+    return decoded(state, states[scale_name(name)], signed)
+
+
+def encoded(numbers: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of numbers of any floating dtype, on their device."""
+    on_cpu = torch.empty_like(numbers, dtype=torch.float32, device="cpu").copy_(numbers.detach())
+    codes = torch.empty_like(on_cpu, dtype=torch.uint8)
+    scales = torch.empty(-(-numbers.numel() // BLOCK), dtype=torch.float32)
+    _native.encode(
+        _format_of_codes(signed), in_memory_order(codes), scales, in_memory_order(on_cpu)
+    )
+    return codes.to(numbers.device), scales.to(numbers.device)
+
+
+def master_of(param: torch.Tensor, states: Mapping[str, Any]) -> torch.Tensor:
+    """A copy of a parameter in float32, or in float64 if it is; whole, if it has a remainder."""
+    if REMAINDER not in states:
+        wide = torch.float64 if param.dtype == torch.float64 else torch.float32
+        return param.detach().to(wide, copy=True)
+    upper = param.detach().cpu()
+    remainder = torch.empty_like(upper, dtype=torch.int16).copy_(states[REMAINDER].detach())
+    numbers = torch.empty_like(upper, dtype=torch.float32)
+    _native.decode(
+        "master", in_memory_order(upper), in_memory_order(remainder), in_memory_order(numbers)
+    )
+    return numbers.to(param.device)
+
+
+def store_master(param: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Writes float32 numbers into a bfloat16 parameter, and returns the remainder."""
+    numbers = torch.empty_like(param, dtype=torch.float32, device="cpu").copy_(value.detach())
+    upper = torch.empty_like(numbers, dtype=torch.bfloat16)
+    remainder = torch.empty_like(numbers, dtype=torch.int16)
+    _native.encode(
+        "master", in_memory_order(upper), in_memory_order(remainder), in_memory_order(numbers)
+    )
+    with torch.no_grad():
+        param.copy_(upper)
+    return torch.empty_like(param, dtype=torch.int16).copy_(remainder)
+
+
+def convert(
+    states: dict[str, Any], param: torch.Tensor, group: Mapping[str, Any], signs: dict[str, bool]
+) -> bool:
+    """Stores the states of one parameter as its group's options ask, in place.
+
+    Args:
+        states: of ``optimizer.state``.
+        param: whose they are.
+        group: its parameter group.
+        signs: the states of the rule, and whether their numbers may be negative.
+
+    Returns:
+        Whether any of them was stored otherwise.
+    """
+    dtype = state_dtype(param, group) if group.get("state_bits") is not None else None
+    is_changed = False
+    for name, signed in signs.items():
+        state = states.get(name)
+        is_coded = isinstance(state, torch.Tensor) and state.dtype == torch.uint8
+        wanted = torch.float32 if is_coded and dtype is None else dtype
+        if not isinstance(state, torch.Tensor) or wanted in (None, state.dtype):
+            continue
+        if is_coded:
+            state = decoded(state, states.pop(scale_name(name)), signed)
+        if wanted == torch.uint8:
+            states[name], states[scale_name(name)] = encoded(state, signed)
+        else:
+            states[name] = state.to(wanted)
+        is_changed = True
+    if not group.get("master_weights"):
+        is_changed |= states.pop(REMAINDER, None) is not None
+    return is_changed
+
+
+class _Kept:
+    """A state on its way through torch's ``load_state_dict``, which casts what is a tensor."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+class Loading:
+    """What a checkpoint that is being loaded has for groups that store otherwise than torch does.
+
+    torch replaces a group by that of the checkpoint, and casts states to the parameter's dtype. Of
+    the options of storage those that the checkpoint does not name stay what they are, and states
+    keep their dtype, unless the options ask for another.
+
+    Args:
+        groups: the parameter groups, before anything is loaded.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        self.options = [{n: group[n] for n in DEFAULTS if n in group} for group in groups]
+
+    def wrap(self, _optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A hook for what is loaded, after all others."""
+        groups = state_dict["param_groups"]
+        kept = {
+            key
+            for options, group in zip(self.options, groups, strict=False)
+            if not is_usual({**options, **group})
+            for key in group["params"]
+        }
+        wrapped = {
+            key: {
+                name: _Kept(value) if isinstance(value, torch.Tensor) and name != "step" else value
+                for name, value in states.items()
+            }
+            if key in kept
+            else states
+            for key, states in state_dict["state"].items()
+        }
+        return {**state_dict, "state": wrapped}
+
+    def keep_options(self, groups: list[dict[str, Any]]) -> None:
+        """Puts the options that the checkpoint does not name into the groups that it has."""
+        for options, group in zip(self.options, groups, strict=True):
+            for name, value in options.items():
+                group.setdefault(name, value)
+
+    def unwrap(self, state: dict[str, Any], signs: dict[str, bool]) -> None:
+        """Puts plain tensors into what torch is about to set.
+
+        Warns once if a state is not stored as its group's options ask, and converts it.
+        """
+        is_converted = False
+        for group in state["param_groups"]:
+            for param in () if is_usual(group) else group["params"]:
+                states = state["state"].get(param, {})
+                for name, value in states.items():
+                    if isinstance(value, _Kept):
+                        states[name] = value.tensor.to(param.device)
+                is_converted |= convert(states, param, group, signs)
+        if is_converted:
+            warnings.warn(
+                "the checkpoint's states are stored otherwise than the options of the parameter "
+                "groups ask; they have been converted",
+                stacklevel=2,
+            )
