@@ -91,5 +91,12 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
                 if group.get("state_bits") is not None:
                     states |= storage.filled_state("sum", param, group, initial)
 
+    def share_memory(self) -> None:
+        """Moves all states to shared memory, as torch's does, scales and remainders included."""
+        for states in self.state.values():
+            for state in states.values():
+                if isinstance(state, torch.Tensor):
+                    state.share_memory_()  # type: ignore[no-untyped-call]
+
     def _initial_value(self, name: str, group: dict[str, Any]) -> float:
         return float(group["initial_accumulator_value"])

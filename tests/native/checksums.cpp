@@ -107,7 +107,7 @@ void print_rule_in_16_bits(unsigned index, size_t formats) {
     for (size_t k = 0; k < operand_count<Rule>(variant); ++k) {
       const std::vector<float> wide = inputs<float>(k + 1, k >= kFirstState);
       arrays.emplace_back(kElements);
-      encode(wide.data(), arrays.back().data(), kElements);
+      encode(wide.data(), {.elements = arrays.back().data()}, kElements);
     }
     for (auto& array : arrays) operands.push_back(array.data());
     const auto kernel = table.kernels[index][variant * cpu::kUsualFormats.size() + formats];
@@ -121,6 +121,44 @@ void print_rule_in_16_bits(unsigned index, size_t formats) {
   }
 }
 
+// Every stored pattern of 16 bits, or every code, in blocks: decoded, moved a little, and encoded.
+// What lies beside them (remainders, a scale, random bits) differs from block to block.
+template <class T>
+void print_blocks(Format format) {
+  const auto& table = cpu::FUSEDOPT_ISA::kernel_table;
+  constexpr bool in_double = sizeof(T) == sizeof(double);
+  constexpr int64_t n = kScaledBlock;
+  uint64_t checksum = 0;
+  for (int64_t block = 0; block < 256; ++block) {
+    uint16_t stored[n], random_bits[n];
+    uint8_t codes[n];
+    int16_t remainders[n];
+    table.draw({.seed = 3, .param = 1, .step = 2}, kFirstState, block, random_bits);
+    for (int64_t i = 0; i < n; ++i) {
+      stored[i] = static_cast<uint16_t>(block << 8 | i);
+      codes[i] = static_cast<uint8_t>(i);
+      remainders[i] = static_cast<int16_t>(random_bits[i]);
+    }
+    float scale = std::bit_cast<float>(static_cast<uint32_t>(block) << 23);
+    const cpu::StoredBlock place = {
+        .elements = is_scaled(format) ? static_cast<void*>(codes) : stored,
+        .remainders = remainders,
+        .scale = &scale,
+        .random_bits = random_bits};
+    T numbers[n];
+    table.decode[in_double][static_cast<size_t>(format)](place, numbers, n);
+    for (T& number : numbers) number = number * T(1.0009765) + T(1e-7);
+    table.encode[in_double][static_cast<size_t>(format)](numbers, place, n);
+    for (T& number : numbers) number = number != number ? T(0) : number;  // any NaN will do
+    checksum = add_to_checksum(checksum, numbers, sizeof numbers);
+    checksum = add_to_checksum(checksum, place.elements, n * size_of(format));
+    checksum = add_to_checksum(checksum, remainders, sizeof remainders);
+    checksum = add_to_checksum(checksum, &scale, sizeof scale);
+    checksum = add_to_checksum(checksum, random_bits, sizeof random_bits);
+  }
+  std::printf("%s %zu %016" PRIx64 "\n", name_of(format), sizeof(T), checksum);
+}
+
 template <class T>
 void print_conversions(Format format) {
   const auto& table = cpu::FUSEDOPT_ISA::kernel_table;
@@ -130,9 +168,9 @@ void print_conversions(Format format) {
   std::vector<uint16_t> all(65536), back(65536);
   std::vector<T> wide(65536);
   for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<uint16_t>(i);
-  decode(all.data(), wide.data(), 65536);
+  decode({.elements = all.data()}, wide.data(), 65536);
   for (T& value : wide) value = value * T(1.0009765) + T(1e-7);
-  encode(wide.data(), back.data(), 65536);
+  encode(wide.data(), {.elements = back.data()}, 65536);
   for (T& value : wide) value = value != value ? T(0) : value;  // any NaN will do
   uint64_t checksum = add_to_checksum(0, wide.data(), 65536 * sizeof(T));
   checksum = add_to_checksum(checksum, back.data(), 65536 * sizeof(uint16_t));
@@ -154,5 +192,10 @@ int main() {
   for (auto format : {fusedopt::Format::kBFloat16, fusedopt::Format::kFloat16}) {
     fusedopt::print_conversions<float>(format);
     fusedopt::print_conversions<double>(format);
+  }
+  for (auto format : {fusedopt::Format::kStochasticBFloat16, fusedopt::Format::kMasterBFloat16,
+                      fusedopt::Format::kSigned8, fusedopt::Format::kUnsigned8}) {
+    fusedopt::print_blocks<float>(format);
+    fusedopt::print_blocks<double>(format);
   }
 }

@@ -99,7 +99,7 @@ void run_rule(unsigned index, const Hyperparameters& hyper, FormatMix formats, L
       tensors.push_back(
           std::make_unique<Tensor>(3, columns, is_grad ? layout_of_grad : layout, format));
       views.push_back(tensors.back()->view());
-      names.push_back(info.operand_names[role]);
+      names.push_back(info.operand_names[role].c_str());
       const bool is_read_only = is_grad && grad_scale == nullptr;
       operands.push_back(
           {.access = is_read_only ? Access::kRead : Access::kReadWrite, .role = role});
