@@ -10,6 +10,7 @@ import torch
 
 from fusedopt import _native
 from fusedopt.checking.rows import DTYPES, ROWS
+from fusedopt.forks import torch_on_one_thread_if_forked
 from fusedopt.optimizers import storage
 from fusedopt.optimizers.base import FusedOptimizer, check_group
 
@@ -96,7 +97,8 @@ def convert_states(optimizer: FusedOptimizer, **options: Any) -> FusedOptimizer:
     Args:
         optimizer: one of this package.
         options: ``state_bits``, ``stochastic_rounding``, ``master_weights`` or ``seed``, which are
-            set in every group; without any, groups stay as they are.
+            set in every group, and are the defaults of later ones; without any, groups stay as they
+            are. ``state_bits=None`` is the parameter's dtype.
 
     Returns:
         The same object.
@@ -112,12 +114,14 @@ def convert_states(optimizer: FusedOptimizer, **options: Any) -> FusedOptimizer:
         storage.check_storage({**group, **options}, index)
     signs = _native.states(optimizer._rule)
     converted = []
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            states = dict(optimizer.state.get(param, {}))
-            storage.convert(states, param, {**group, **options}, signs)
-            converted.append((param, states))
-    for group in optimizer.param_groups:
+    with torch_on_one_thread_if_forked():
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                states = dict(optimizer.state.get(param, {}))
+                otherwise = param.dtype if "state_bits" in options else None
+                storage.convert(states, param, {**group, **options}, signs, otherwise)
+                converted.append((param, states))
+    for group in (*optimizer.param_groups, optimizer.defaults):
         group.update(options)
     for param, states in converted:
         if states:
@@ -135,7 +139,7 @@ def to_float32_state(optimizer: FusedOptimizer) -> FusedOptimizer:
         The same object.
     """
     convert_states(optimizer, **{**storage.DEFAULTS, "state_bits": 32})
-    for group in optimizer.param_groups:
+    for group in (*optimizer.param_groups, optimizer.defaults):
         for name in storage.DEFAULTS:
             del group[name]
     if not _native.counts_steps(optimizer._rule):  # only rounding did

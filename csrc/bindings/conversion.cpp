@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "bindings/exceptions.h"
+#include "core/ieee_environment.h"
 #include "cpu/isa.h"
 
 namespace fusedopt {
@@ -68,6 +69,7 @@ class Conversion {
   template <class Convert>
   void for_each_block(Convert convert) const {
     const ReleasedGil release;
+    const IeeeEnvironment environment;
     alignas(64) float copies[kScaledBlock];
     for (int64_t i = 0; i < size_; i += kScaledBlock) {
       const int64_t n = std::min(kScaledBlock, size_ - i);

@@ -6,14 +6,19 @@ namespace fusedopt {
 namespace {
 
 PyObject* const kRemainderKey = intern("param_remainder");
+PyObject* const kStepKey = intern("step");
 
-// A master may be there before the first step.
-bool has_none_but_a_remainder(PyObject* states) {
+bool contains(PyObject* states, PyObject* name) {
+  const int found = PyDict_Contains(states, name);
+  if (found < 0) throw py::error_already_set();
+  return found == 1;
+}
+
+// A master may be there before the first step, with a step count.
+bool has_none_but_a_master(PyObject* states) {
   if (states == nullptr || PyDict_GET_SIZE(states) == 0) return true;
-  if (PyDict_GET_SIZE(states) > 1) return false;
-  const int contains = PyDict_Contains(states, kRemainderKey);
-  if (contains < 0) throw py::error_already_set();
-  return contains == 1;
+  if (PyDict_GET_SIZE(states) > 2 || !contains(states, kRemainderKey)) return false;
+  return PyDict_GET_SIZE(states) == 1 || contains(states, kStepKey);
 }
 
 }  // namespace
@@ -60,7 +65,7 @@ PyObject* OptimizerState::find(const ParamPlan& plan, PyObject* name) {
 OptimizerState::Found OptimizerState::tensor(ParamPlan& plan, PyObject* group, PyObject* name,
                                              bool is_optional, Operand* operand) {
   if (PyObject* const tensor = find(plan, name)) return {tensor, false};
-  const bool has_none = has_none_but_a_remainder(plan.states);
+  const bool has_none = has_none_but_a_master(plan.states);
   if (!has_none && !is_optional) {
     throw Refusal(Refusal::kKey, "its state has no '" + to_string(name) +
                                      "'; does the checkpoint come from another optimizer?");

@@ -179,6 +179,10 @@ void Step::describe_scales(const ParamPlan& plan) {
       return rule_.info.role_of_scales(static_cast<unsigned>(operand.role - kFirstState)) ==
              all[t].role;
     });
+    if (of_state->is_read() && !all[t].is_read()) {
+      throw Refusal(Refusal::kValue, name + std::string(" of a new state that holds codes already "
+                                                        "must hold its scales, too"));
+    }
     of_state->scales = static_cast<float*>(view.data);
   }
 }

@@ -43,7 +43,7 @@ struct ParamPlan {
   Py_ssize_t group_index, param_index;
   PyObject* param = nullptr;
   PyObject* states = nullptr;   // a mapping; null if there is none yet
-  PyObject* step = nullptr;     // null for a rule that counts none
+  PyObject* step = nullptr;     // null where none are counted
   uint32_t first_operand = 0;   // position in StepMemory::tensors and operands
   uint32_t new_states = kNone;  // position in StepMemory::new_states
   uint32_t touched = 0;         // the first of its own in StepMemory::touched

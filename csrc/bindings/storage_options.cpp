@@ -98,6 +98,10 @@ Format StorageOptions::of_state(const StateInfo& state, Format format, bool has_
                     : state_bits == 16
                         ? format == Format::kBFloat16
                         : are_codes || (format == Format::kFloat32 && elements < kFewestCodes);
+  if (state_bits == 8 && format == Format::kUnsigned8 && !has_scales) {
+    throw Refusal(Refusal::kKey, "state '" + std::string(state.name) +
+                                     "' holds codes, but there is no '" + state.name + "_scale'");
+  }
   if (!fits) {
     const std::string bits = state_bits == 0 ? "None" : std::to_string(state_bits);
     throw Refusal(Refusal::kValue, "state '" + std::string(state.name) + "' is stored as " +

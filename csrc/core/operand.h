@@ -17,7 +17,10 @@ struct Operand {
   double initial = 0;
   Format format = Format::kFloat32;
   Access access = Access::kReadWrite;
-  uint8_t role = 0;  // which of the rule's: kParam, kGrad, or kFirstState and the state's number
+  // Which of the rule's: kParam, kGrad, or kFirstState and the state's number. Behind the states
+  // come their scales, which are no operands of an update, and the remainder, which is its last
+  // one.
+  uint8_t role = 0;
 
   bool is_read() const { return access != Access::kWrite; }
   bool is_written() const { return access != Access::kRead; }
@@ -27,7 +30,6 @@ struct Operand {
 // order. The same numbers are their roles, where states that are not used keep their place.
 constexpr int kParam = 0, kGrad = 1, kFirstState = 2;
 
-// Behind the states, in an update whose parameter has a master: its remainder.
 // A bit each for the states of a rule, and a byte for the operands of an update.
 constexpr int kMostOperands = kFirstState + 32;
 

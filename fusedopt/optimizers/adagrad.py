@@ -89,13 +89,14 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
                 if group.get("capturable"):
                     states["step"] = self._create_state("step", param, group)
                 if group.get("state_bits") is not None:
-                    states |= storage.filled_state("sum", param, group, initial)
+                    with torch_on_one_thread_if_forked():
+                        states |= storage.filled_state("sum", param, group, initial)
 
     def share_memory(self) -> None:
-        """Moves all states to shared memory, as torch's does, scales and remainders included."""
+        """Moves sums to shared memory, as torch's does, with their scales and remainders."""
         for states in self.state.values():
-            for state in states.values():
-                if isinstance(state, torch.Tensor):
+            for name, state in states.items():
+                if isinstance(state, torch.Tensor) and name != "step":
                     state.share_memory_()  # type: ignore[no-untyped-call]
 
     def _initial_value(self, name: str, group: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from fusedopt import _native
 from fusedopt.hooks import observed_once, stepping, untraced
 from fusedopt.modes import visible
-from fusedopt.optimizers import storage
+from fusedopt.optimizers import masters, storage
 from fusedopt.optimizers.storage import check_storage
 
 if TYPE_CHECKING:
@@ -207,13 +207,17 @@ class FusedOptimizer(torch.optim.Optimizer):
         ``torch.optim``, are converted, with one warning. The options are those of the checkpoint;
         those that it does not name stay what they are.
         """
+        outer = self.__dict__.get("_loading")
         self._loading = storage.Loading(self.param_groups)
         last_hook = self.register_load_state_dict_pre_hook(self._loading.wrap)
         try:
             super().load_state_dict(state_dict)
         finally:
             last_hook.remove()
-            del self._loading
+            if outer is None:
+                del self._loading
+            else:
+                self._loading = outer
 
     def master_params(self) -> list[torch.Tensor]:
         """The parameters in float32 or wider, in the order of ``state_dict()``.
@@ -221,11 +225,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         A parameter with ``master_weights`` is the float32 number that it and its remainder make;
         any other is a copy, in float32 unless it is in float64.
         """
-        return [
-            storage.master_of(param, self.state.get(param, {}))
-            for group in self.param_groups
-            for param in group["params"]
-        ]
+        return masters.masters_of(self)
 
     def load_master_params(self, values: Iterable[torch.Tensor]) -> None:
         """Writes float32 values into the parameters, and into the remainders of masters.
@@ -235,25 +235,10 @@ class FusedOptimizer(torch.optim.Optimizer):
                 dtype and on any device.
 
         Raises:
-            ValueError: there are more or fewer values than parameters, or one has another shape.
-                Nothing is changed then.
+            ValueError: there are more or fewer values than parameters, or one has another shape or
+                no floating dtype. Nothing is changed then.
         """
-        params = [(param, group) for group in self.param_groups for param in group["params"]]
-        values = list(values)
-        if len(values) != len(params):
-            raise ValueError(f"there are {len(params)} parameters, not {len(values)}")
-        for index, ((param, _), value) in enumerate(zip(params, values, strict=True)):
-            if value.shape != param.shape:
-                raise ValueError(
-                    f"value {index} has shape {tuple(value.shape)}, its parameter "
-                    f"{tuple(param.shape)}"
-                )
-        for (param, group), value in zip(params, values, strict=True):
-            if group.get("master_weights"):
-                self.state[param][storage.REMAINDER] = storage.store_master(param, value)
-            else:
-                with torch.no_grad():
-                    param.copy_(value)
+        masters.write_masters(self, list(values))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, as ``torch.optim.Optimizer.add_param_group`` does.

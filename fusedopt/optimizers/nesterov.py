@@ -109,8 +109,8 @@ class Nesterov(Momentum):
                 saved.append((param, param.detach().clone(), group_index, index))
                 # x = param - momentum * velocity: a step of plain SGD along the velocity.
                 alias = param.detach()
-                if not storage.is_usual(group):
-                    alias.grad_dtype = None  # its velocity may have another dtype
+                if getattr(velocity, "dtype", None) != alias.dtype:
+                    alias.grad_dtype = None
                 alias.grad = velocity
                 moved.append(alias)
             options = dict.fromkeys(("momentum", "dampening", "weight_decay"), 0.0)

@@ -47,6 +47,15 @@ def is_usual(group: Mapping[str, Any]) -> bool:
     return not asked_for_in(group)
 
 
+def _refuse_distributed(param: torch.Tensor, group: Mapping[str, Any], where: str = "") -> None:
+    # Blocks of codes and random bits are counted in the whole tensor, which no rank has.
+    asked = asked_for_in(group)
+    if asked and isinstance(getattr(param, "_local_tensor", None), torch.Tensor):
+        raise NotImplementedError(
+            f"{where}is a DTensor, for which {', '.join(asked)} cannot be asked"
+        )
+
+
 def check_storage(group: Mapping[str, Any], index: int) -> None:
     """Refuses options of a group that are out of bounds or do not fit its parameters.
 
@@ -57,12 +66,7 @@ def check_storage(group: Mapping[str, Any], index: int) -> None:
     if is_usual(group):
         return
     for position, param in enumerate(group["params"]):
-        # Blocks of codes and random bits are counted in the whole tensor, which no rank has.
-        if isinstance(getattr(param, "_local_tensor", None), torch.Tensor):
-            raise NotImplementedError(
-                f"parameter group {index}, parameter {position}: is a DTensor, for which "
-                f"{', '.join(asked_for_in(group))} cannot be asked"
-            )
+        _refuse_distributed(param, group, f"parameter group {index}, parameter {position}: ")
     dtypes = [str(param.dtype).removeprefix("torch.") for param in group["params"]]
     _native.check_storage(group, index, dtypes)
 
@@ -102,6 +106,7 @@ def empty_state(name: str, param: torch.Tensor, group: Mapping[str, Any]) -> tor
         A tensor of the parameter's shape and memory format; for scales one number for each block of
         256 elements, or None for a state that has none.
     """
+    _refuse_distributed(param, group)
     if name == REMAINDER:
         return torch.empty_like(param, dtype=torch.int16)
     dtype = state_dtype(param, group)
@@ -123,7 +128,7 @@ def _format_of_codes(signed: bool) -> str:
 
 def decoded(codes: torch.Tensor, scales: torch.Tensor, signed: bool) -> torch.Tensor:
     """The float32 numbers of codes, of their shape, device and memory format."""
-    on_cpu = codes.detach().cpu()
+    on_cpu = torch.empty_like(codes, device="cpu").copy_(codes.detach())
     numbers = torch.empty_like(on_cpu, dtype=torch.float32)
     _native.decode(
         _format_of_codes(signed),
@@ -146,42 +151,19 @@ def encoded(numbers: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Te
     """Codes and scales of numbers of any floating dtype, on their device."""
     on_cpu = torch.empty_like(numbers, dtype=torch.float32, device="cpu").copy_(numbers.detach())
     codes = torch.empty_like(on_cpu, dtype=torch.uint8)
-    scales = torch.empty(-(-numbers.numel() // BLOCK), dtype=torch.float32)
+    scales = torch.empty(-(-numbers.numel() // BLOCK), dtype=torch.float32, device="cpu")
     _native.encode(
         _format_of_codes(signed), in_memory_order(codes), scales, in_memory_order(on_cpu)
     )
     return codes.to(numbers.device), scales.to(numbers.device)
 
 
-def master_of(param: torch.Tensor, states: Mapping[str, Any]) -> torch.Tensor:
-    """A copy of a parameter in float32, or in float64 if it is; whole, if it has a remainder."""
-    if REMAINDER not in states:
-        wide = torch.float64 if param.dtype == torch.float64 else torch.float32
-        return param.detach().to(wide, copy=True)
-    upper = param.detach().cpu()
-    remainder = torch.empty_like(upper, dtype=torch.int16).copy_(states[REMAINDER].detach())
-    numbers = torch.empty_like(upper, dtype=torch.float32)
-    _native.decode(
-        "master", in_memory_order(upper), in_memory_order(remainder), in_memory_order(numbers)
-    )
-    return numbers.to(param.device)
-
-
-def store_master(param: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Writes float32 numbers into a bfloat16 parameter, and returns the remainder."""
-    numbers = torch.empty_like(param, dtype=torch.float32, device="cpu").copy_(value.detach())
-    upper = torch.empty_like(numbers, dtype=torch.bfloat16)
-    remainder = torch.empty_like(numbers, dtype=torch.int16)
-    _native.encode(
-        "master", in_memory_order(upper), in_memory_order(remainder), in_memory_order(numbers)
-    )
-    with torch.no_grad():
-        param.copy_(upper)
-    return torch.empty_like(param, dtype=torch.int16).copy_(remainder)
-
-
 def convert(
-    states: dict[str, Any], param: torch.Tensor, group: Mapping[str, Any], signs: dict[str, bool]
+    states: dict[str, Any],
+    param: torch.Tensor,
+    group: Mapping[str, Any],
+    signs: dict[str, bool],
+    otherwise: torch.dtype | None = None,
 ) -> bool:
     """Stores the states of one parameter as its group's options ask, in place.
 
@@ -190,11 +172,18 @@ def convert(
         param: whose they are.
         group: its parameter group.
         signs: the states of the rule, and whether their numbers may be negative.
+        otherwise: the dtype of states where the group asks for none; None keeps those that they
+            have, but float32 for codes.
+
+    Raises:
+        ValueError: codes without scales.
 
     Returns:
         Whether any of them was stored otherwise.
     """
-    dtype = state_dtype(param, group) if group.get("state_bits") is not None else None
+    dtype = otherwise
+    if group.get("state_bits") is not None:
+        dtype = state_dtype(param, group)
     is_changed = False
     for name, signed in signs.items():
         state = states.get(name)
@@ -203,6 +192,8 @@ def convert(
         if not isinstance(state, torch.Tensor) or wanted in (None, state.dtype):
             continue
         if is_coded:
+            if scale_name(name) not in states:
+                raise ValueError(f"state {name!r} holds codes, but has no {scale_name(name)!r}")
             state = decoded(state, states.pop(scale_name(name)), signed)
         if wanted == torch.uint8:
             states[name], states[scale_name(name)] = encoded(state, signed)

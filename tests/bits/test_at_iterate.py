@@ -242,7 +242,7 @@ def test_a_copy_is_refused(make_copy):
     ("spoil", "exception"),
     [
         (lambda o, p: o.state[p[1]].update(velocity=torch.zeros(2)), RuntimeError),
-        (lambda o, p: o.state[p[1]].update(velocity=torch.zeros(3).double()), RuntimeError),
+        (lambda o, p: o.state[p[1]].update(velocity=torch.zeros(3).long()), RuntimeError),
         (lambda o, p: o.state[p[1]].update(velocity="fast"), TypeError),
         (lambda o, p: o.param_groups[0].update(momentum=float("nan")), ValueError),
         (lambda o, p: o.param_groups[0].update(momentum="much"), TypeError),

@@ -180,3 +180,90 @@ def test_the_iterate_of_nesterov_is_visited(stored):
     with optimizer.at_iterate():
         assert all((bits(p) != b).any() for p, b in zip(params, before, strict=True))
     assert all((bits(p) == b).all() for p, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_master_that_was_written_before_the_first_step(row):
+    """Its states can be copied, saved and loaded, also where a parameter never has a gradient."""
+    params = parameters(torch.bfloat16)
+    optimizer = row.optimizer(params, **row.usual, master_weights=True)
+    values = [torch.randn(param.shape) for param in params]
+    optimizer.load_master_params(values)
+    early = pickle.loads(pickle.dumps(optimizer))
+    params[0].grad = torch.ones_like(params[0])
+    optimizer.step()
+    other = row.optimizer(copies(params), **row.usual, master_weights=True)
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    for each in (early, other):
+        assert torch.equal(each.master_params()[1], values[1])
+
+
+def test_the_master_of_a_parameter_with_gaps():
+    param = torch.nn.Parameter(torch.randn(8, 20).bfloat16()[:, ::2])
+    optimizer = fusedopt.AdamW([param], master_weights=True)
+    value = torch.randn(8, 10)
+    optimizer.load_master_params([value])
+    assert torch.equal(optimizer.master_params()[0], value)
+
+
+def test_values_that_do_not_fit_change_nothing():
+    params = parameters(torch.bfloat16)
+    optimizer = fusedopt.AdamW(params, master_weights=True)
+    before = [bits(param).copy() for param in params]
+    for wrong in (
+        torch.zeros(SIZES[1], dtype=torch.complex64),
+        torch.zeros(SIZES[1], device="meta"),
+    ):
+        with pytest.raises((ValueError, NotImplementedError)):
+            optimizer.load_master_params([torch.zeros(SIZES[0]), wrong])
+        assert all(np.array_equal(bits(p), b) for p, b in zip(params, before, strict=True))
+        assert not optimizer.state
+
+
+@pytest.mark.parametrize("bits_before", [16, 8])
+def test_no_state_bits_are_the_parameters_dtype(bits_before):
+    params = parameters(torch.float32)
+    optimizer = fusedopt.AdamW(params, state_bits=bits_before)
+    train(optimizer, 1)
+    fusedopt.convert_states(optimizer, state_bits=None)
+    states = optimizer.state[params[0]]
+    assert {name: state.dtype for name, state in states.items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), torch.float32
+    )
+    assert optimizer.defaults["state_bits"] is None
+
+
+def test_codes_without_scales_are_named():
+    params = parameters(torch.float32)
+    optimizer = fusedopt.Adam(params, state_bits=8)
+    train(optimizer, 1)
+    del optimizer.state[params[0]]["exp_avg_scale"]
+    with pytest.raises(KeyError, match="'exp_avg' holds codes, but there is no 'exp_avg_scale'"):
+        train(optimizer, 1)
+    with pytest.raises(ValueError, match="'exp_avg' holds codes, but has no 'exp_avg_scale'"):
+        fusedopt.convert_states(optimizer, state_bits=16)
+
+
+def test_the_iterate_after_a_conversion():
+    params = parameters(torch.bfloat16)
+    optimizer = fusedopt.Nesterov(params, lr=0.1, state_bits=8)
+    train(optimizer, 1)
+    fusedopt.to_float32_state(optimizer)
+    assert "state_bits" not in optimizer.defaults
+    with optimizer.at_iterate():
+        pass
+
+
+class FullOfCodes(fusedopt.Adam):
+    """Creates states that hold codes, and leaves their scales to the base."""
+
+    def _create_state(self, name, param, group):
+        if name == "exp_avg":
+            return torch.full_like(param, 255, dtype=torch.uint8)
+        return super()._create_state(name, param, group)
+
+
+def test_new_codes_without_scales_are_refused():
+    params = parameters(torch.float32)
+    with pytest.raises(ValueError, match="exp_avg_scale of a new state that holds codes"):
+        train(FullOfCodes(params, state_bits=8), 1)
