@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 from helpers import run_python
 
 
@@ -167,3 +170,44 @@ for _ in range(steps):
 assert steps > 0
 assert_equal(param, expected)
 """)
+
+
+# Stands before the system's, which it calls unless it is told that there are no more threads.
+NO_MORE_THREADS = """
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+extern "C" int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
+                              void* (*start)(void*), void* argument) {
+  if (getenv("NO_MORE_THREADS")) return EAGAIN;
+  void* const next = dlsym(RTLD_NEXT, "pthread_create");
+  return reinterpret_cast<decltype(&pthread_create)>(next)(thread, attributes, start, argument);
+}
+"""
+
+
+def test_a_forked_child_that_gets_no_threads_does_the_whole_step(tmp_path):
+    source, library = tmp_path / "threads.cpp", tmp_path / "threads.so"
+    source.write_text(NO_MORE_THREADS)
+    subprocess.run(
+        [os.environ.get("CXX", "g++"), "-shared", "-fPIC", "-D_GNU_SOURCE", str(source), "-o",
+         str(library), "-ldl"],
+        check=True,
+    )  # fmt: skip
+    run_python(
+        """
+import os, signal, torch, fusedopt
+torch.set_num_threads(4)
+param = torch.nn.Parameter(torch.zeros(8_000_000)); param.grad = torch.ones(8_000_000)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    os.environ["NO_MORE_THREADS"] = "1"
+    fusedopt.SGD([param], lr=1.0).step()
+    os._exit(0 if (param.detach().numpy() == -1).all() else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+""",
+        LD_PRELOAD=str(library),
+    )
