@@ -68,7 +68,7 @@ def round_bfloat16_stochastically(x: Array, bits: NDArray[np.uint16]) -> Array:
 
     Args:
         x: numbers, which are first rounded to float32.
-        bits: 16 random bits for each, from :func:`fusedopt.reference.random.random_bits`.
+        bits: 16 random bits for each, from :func:`fusedopt.reference.random_bits`.
     """
     with np.errstate(all="ignore"):
         number = x.astype(np.float32)

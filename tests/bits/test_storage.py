@@ -15,7 +15,7 @@ from fusedopt.checking.stored import STORAGES, verify_storage
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bits_of_the_reference(case, storage):
     isas = _native.available_isas()[::-1]
-    for result in verify_storage(case, storage, isas, [1, 2]):
+    for result in verify_storage(case, storage, isas, [1, 2], steps=3):
         assert result.elements > 0
         assert result.mismatches == 0, result.first_mismatch
 

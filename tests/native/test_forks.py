@@ -200,7 +200,7 @@ def test_a_forked_child_that_gets_no_threads_does_the_whole_step(tmp_path):
         """
 import os, signal, torch, fusedopt
 torch.set_num_threads(4)
-param = torch.nn.Parameter(torch.zeros(8_000_000)); param.grad = torch.ones(8_000_000)
+param = torch.nn.Parameter(torch.zeros(4_000_000)); param.grad = torch.ones(4_000_000)
 pid = os.fork()
 if pid == 0:
     signal.alarm(60)
