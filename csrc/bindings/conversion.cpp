@@ -40,12 +40,12 @@ class Conversion {
   Conversion(const TorchTensors& torch, const std::string& format, const py::object& stored,
              const py::object& beside, const py::object& numbers)
       : format_(format_named(format)), size_(py::len(numbers)) {
-    const int64_t blocks = (size_ + kScaledBlock - 1) / kScaledBlock;
     stored_ =
         static_cast<char*>(memory_of(torch, stored, "what is stored", size_of(format_), size_));
     numbers_ = static_cast<float*>(memory_of(torch, numbers, "the numbers", sizeof(float), size_));
     if (is_scaled(format_)) {
-      scales_ = static_cast<float*>(memory_of(torch, beside, "scales", sizeof(float), blocks));
+      scales_ =
+          static_cast<float*>(memory_of(torch, beside, "scales", sizeof(float), scales_of(size_)));
     } else {
       remainders_ =
           static_cast<int16_t*>(memory_of(torch, beside, "remainders", sizeof(int16_t), size_));

@@ -17,13 +17,6 @@ PyObject* const kGradName = intern("grad");
 PyObject* const kStepKey = intern("step");
 PyObject* const kRemainderKey = intern("param_remainder");
 
-bool is_true(PyObject* option) {
-  if (option == nullptr) return false;
-  const int truth = PyObject_IsTrue(option);
-  if (truth < 0) throw py::error_already_set();
-  return truth != 0;
-}
-
 PyObject* require_sequence(PyObject* object, const char* what, KeepAlive& keep) {
   PyObject* const sequence = to_sequence(object, keep);
   if (sequence == nullptr) throw Refusal(Refusal::kType, std::string(what) + " must be a list");

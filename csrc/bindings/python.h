@@ -70,6 +70,14 @@ inline PyObject* find_item(PyObject* mapping, PyObject* key, KeepAlive& keep) {
   return nullptr;
 }
 
+// Whether an option that may be missing is true.
+inline bool is_true(PyObject* option) {
+  if (option == nullptr) return false;
+  const int truth = PyObject_IsTrue(option);
+  if (truth < 0) throw py::error_already_set();
+  return truth != 0;
+}
+
 // What iterating over an object gives, as a list or tuple; null if it cannot be iterated over.
 inline PyObject* to_sequence(PyObject* object, KeepAlive& keep) {
   if (PyList_CheckExact(object) || PyTuple_CheckExact(object)) return keep.share(object);

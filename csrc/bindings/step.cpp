@@ -165,7 +165,7 @@ void Step::describe_scales(const ParamPlan& plan) {
   const auto tensors = memory_.tensors_of(plan);
   const auto all = memory_.operands_of(plan);
   const TensorView& param = memory_.views[kParam];
-  const int64_t blocks = (param.numel + kScaledBlock - 1) / kScaledBlock;
+  const int64_t blocks = scales_of(param.numel);
   for (size_t t = plan.operand_count; t < all.size(); ++t) {
     const char* const name = name_of(all[t]);
     const TensorView view = to_view(torch_.describe(tensors[t], name), name);

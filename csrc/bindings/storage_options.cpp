@@ -21,13 +21,6 @@ constexpr int64_t kFewestCodes = 4096;
                                      " (must be " + requirement + ")");
 }
 
-bool is_true(PyObject* option) {
-  if (option == nullptr) return false;
-  const int truth = PyObject_IsTrue(option);
-  if (truth < 0) throw py::error_already_set();
-  return truth != 0;
-}
-
 // Nothing if it is no integer of 64 bits, or negative.
 std::optional<uint64_t> to_integer(PyObject* option) {
   if (!PyIndex_Check(option)) return std::nullopt;

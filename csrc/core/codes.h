@@ -9,7 +9,6 @@
 #pragma once
 
 #include <bit>
-#include <cstddef>
 #include <cstdint>
 
 #include "core/format.h"
@@ -17,31 +16,9 @@
 
 namespace fusedopt {
 
-// The operations that codes are made of, on one number. An engine that computes several numbers at
-// once has them on as many.
-struct OneNumber {
-  using Floats = float;
-  using Ints = int32_t;
-
-  FUSEDOPT_FN static float as_floats(int32_t bits) { return std::bit_cast<float>(bits); }
-  FUSEDOPT_FN static int32_t as_ints(float number) { return std::bit_cast<int32_t>(number); }
-  FUSEDOPT_FN static float to_floats(int32_t number) { return static_cast<float>(number); }
-  FUSEDOPT_FN static int32_t to_ints(float number) { return static_cast<int32_t>(number); }
-  // How many of the ends are below a number.
-  template <size_t count>
-  FUSEDOPT_FN static int32_t count_below(float number, const float (&ends)[count]) {
-    int32_t below = 0;
-    for (const float end : ends) below += number > end;
-    return below;
-  }
-  // table[index modulo 8].
-  FUSEDOPT_FN static float look_up(const float (&table)[8], int32_t index) {
-    float found = table[7];
-    for (int32_t i = 0; i < 7; ++i) found = index == i ? table[i] : found;
-    return found;
-  }
-};
-
+// Operations has the types Floats and Ints, of one or several numbers, and of these conversions,
+// the reading of one's bits as the other, how many of some ends are below a number, and the look-up
+// in a table of eight by an index modulo 8.
 template <bool is_signed, class Operations>
 class Code {
  public:

@@ -28,11 +28,17 @@ constexpr size_t size_of_dtype(Format format) {
   return format == Format::kFloat64 ? 8 : format == Format::kFloat32 ? 4 : 2;
 }
 
-// Bytes per element.
-constexpr size_t size_of(Format format) {
-  const bool are_codes = format == Format::kSigned8 || format == Format::kUnsigned8;
-  return are_codes ? 1 : size_of_dtype(format);
+// Whether its elements are codes that have a scale in common, in blocks of kScaledBlock.
+constexpr bool is_scaled(Format format) {
+  return format == Format::kSigned8 || format == Format::kUnsigned8;
 }
+constexpr int64_t kScaledBlock = 256;
+constexpr int64_t scales_of(int64_t elements) {
+  return (elements + kScaledBlock - 1) / kScaledBlock;
+}
+
+// Bytes per element.
+constexpr size_t size_of(Format format) { return is_scaled(format) ? 1 : size_of_dtype(format); }
 
 constexpr const char* name_of(Format format) {
   constexpr const char* names[] = {"float32",
@@ -46,12 +52,6 @@ constexpr const char* name_of(Format format) {
                                    "remainder"};
   return names[static_cast<int>(format)];
 }
-
-// Whether its elements are codes that have a scale in common, in blocks of kScaledBlock.
-constexpr bool is_scaled(Format format) {
-  return format == Format::kSigned8 || format == Format::kUnsigned8;
-}
-constexpr int64_t kScaledBlock = 256;
 
 // The format of torch's that its elements have without what belongs to them; float32 where none is
 // a number by itself.

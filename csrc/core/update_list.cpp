@@ -37,7 +37,7 @@ void UpdateList::add(Update update, TensorViews tensors, std::span<const Operand
 
 MemoryRange UpdateList::range_of_scales(const Update& update, size_t k) const {
   const float* const begin = operands(update)[k].scales;
-  const float* const end = begin + (update.numel + kScaledBlock - 1) / kScaledBlock;
+  const float* const end = begin + scales_of(update.numel);
   return {reinterpret_cast<const char*>(begin), reinterpret_cast<const char*>(end)};
 }
 

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fusedopt import _native, reference
+from fusedopt import reference
 from fusedopt.checking.verify import (
-    CUDA,
     ROUNDINGS,
     Result,
+    Trajectory,
     count_mismatches,
     gradients,
-    isa,
-    threads,
 )
 from fusedopt.optimizers.storage import FEWEST_CODES
 
@@ -142,37 +140,10 @@ def _stored_state(name: str, states: State, signed: bool) -> Array:
     return reference.decode_blocks(state.numpy(), scales, signed)
 
 
-def _parameter(values: torch.Tensor) -> torch.nn.Parameter:
-    param = torch.nn.Parameter(values)
-    if hasattr(param, "grad_dtype"):  # torch 2.9 and later ask first
-        param.grad_dtype = None
-    return param
+class _StoredTrajectory(Trajectory):
+    """The same with what an optimizer stores, beside :class:`Expected`."""
 
-
-class _Run:
-    """One optimizer on one target."""
-
-    def __init__(
-        self,
-        case: Case,
-        storage: Storage,
-        values: Sequence[torch.Tensor],
-        target: str,
-        thread_count: int,
-    ) -> None:
-        self.isa = None if target == CUDA else target
-        self.thread_count = thread_count
-        self.device = CUDA if target == CUDA else "cpu"
-        self.params = [_parameter(value.to(self.device, copy=True)) for value in values]
-        self.optimizer = case.row.optimizer(self.params, **case.options, **storage.options)
-
-    def step(self, grads: Sequence[torch.Tensor]) -> None:
-        for param, grad in zip(self.params, grads, strict=True):
-            param.grad = grad.to(self.device, copy=True)
-        with isa(self.isa or _native.selected_isa()), threads(self.thread_count):
-            self.optimizer.step()
-
-    def mismatches(self, expected: Sequence[Expected]) -> int:
+    def mismatches(self, expected: Sequence[Any]) -> int:
         return sum(
             one.mismatches(param, self.optimizer.state[param])
             for param, one in zip(self.params, expected, strict=True)
@@ -196,7 +167,7 @@ def verify_storage(
     generator = np.random.default_rng(3)
     values = [torch.from_numpy(generator.standard_normal(n)).to(storage.param) for n in SIZES]
     runs = [
-        (target, _Run(case, storage, values, target, count))
+        (target, _StoredTrajectory(case, values, target, count, **storage.options))
         for position, target in enumerate(targets)
         for count in (thread_counts if position == 0 else thread_counts[:1])
     ]

@@ -178,23 +178,40 @@ class Result:
         self.ulp = max(self.ulp, other.ulp)
 
 
-class _Trajectory:
+def parameter(values: torch.Tensor) -> torch.nn.Parameter:
+    """A parameter that takes gradients of any dtype."""
+    param = torch.nn.Parameter(values)
+    if hasattr(param, "grad_dtype"):  # torch 2.9 and later ask first
+        param.grad_dtype = None
+    return param
+
+
+class Trajectory:
     """One optimizer's parameters as they go through the steps of a case."""
 
-    def __init__(self, case: Case, initial: Sequence[torch.Tensor], target: str, count: int):
+    def __init__(
+        self,
+        case: Case,
+        initial: Sequence[torch.Tensor],
+        target: str,
+        count: int,
+        **options: Any,
+    ) -> None:
         self.isa = None if target == CUDA else target
         self.thread_count = count
         device = torch.device(CUDA if target == CUDA else "cpu")
-        self.params = [torch.nn.Parameter(t.to(device, copy=True)) for t in initial]
-        self.optimizer = case.row.optimizer(self.params, **case.options)
+        self.params = [parameter(t.to(device, copy=True)) for t in initial]
+        self.optimizer = case.row.optimizer(self.params, **case.options, **options)
 
     def step(self, grads: Sequence[torch.Tensor]) -> None:
+        """Takes a step on the trajectory's target, with copies of the gradients on a GPU."""
         for param, grad in zip(self.params, grads, strict=True):
             param.grad = grad.to(param.device)
         with isa(self.isa or _native.selected_isa()), threads(self.thread_count):
             self.optimizer.step()
 
     def mismatches(self, expected: Sequence[tuple[Array, State]]) -> int:
+        """Elements of parameters and states that differ from the reference's in any bit."""
         total = 0
         for param, (value, state) in zip(self.params, expected, strict=True):
             total += count_mismatches(to_array(param), value)
@@ -228,7 +245,7 @@ def verify_case(
     generator = np.random.default_rng(1)
     initial = [torch.from_numpy(generator.standard_normal(n)).to(dtype) for n in sizes]
     runs = {
-        (name, count): _Trajectory(case, initial, name, count)
+        (name, count): Trajectory(case, initial, name, count)
         for name in targets
         for count in (thread_counts[:1] if name == CUDA else thread_counts)
     }

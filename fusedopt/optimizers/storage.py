@@ -99,6 +99,10 @@ def filled_state(
     return {name: codes, scale_name(name): scales.fill_(value)}
 
 
+def _empty_scales(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    return torch.empty(-(-tensor.numel() // BLOCK), dtype=torch.float32, device=device)
+
+
 def empty_state(name: str, param: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor | None:
     """Memory for a state, for the scales of one, or for the remainder of the parameter's master.
 
@@ -114,7 +118,7 @@ def empty_state(name: str, param: torch.Tensor, group: Mapping[str, Any]) -> tor
         return torch.empty_like(param, dtype=dtype)
     if dtype != torch.uint8:
         return None
-    return torch.empty(-(-param.numel() // BLOCK), dtype=torch.float32, device=param.device)
+    return _empty_scales(param, param.device)
 
 
 def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
@@ -151,7 +155,7 @@ def encoded(numbers: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Te
     """Codes and scales of numbers of any floating dtype, on their device."""
     on_cpu = torch.empty_like(numbers, dtype=torch.float32, device="cpu").copy_(numbers.detach())
     codes = torch.empty_like(on_cpu, dtype=torch.uint8)
-    scales = torch.empty(-(-numbers.numel() // BLOCK), dtype=torch.float32, device="cpu")
+    scales = _empty_scales(numbers, "cpu")
     _native.encode(
         _format_of_codes(signed), in_memory_order(codes), scales, in_memory_order(on_cpu)
     )
