@@ -10,6 +10,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 #include "core/format.h"
 #include "rules/math.h"
@@ -17,8 +18,8 @@
 namespace fusedopt {
 
 // Operations has the types Floats and Ints, of one or several numbers, and of these conversions,
-// the reading of one's bits as the other, how many of some ends are below a number, and the look-up
-// in a table of eight by an index modulo 8.
+// the reading of one's bits as the other, the larger and the smaller of two numbers, how many of
+// some ascending ends are below a number, and the look-up in a table of eight by an index modulo 8.
 template <bool is_signed, class Operations>
 class Code {
  public:
@@ -35,41 +36,41 @@ class Code {
     const Floats middle = Operations::as_floats((bits & 0x7fffff) | 0x3f800000) - 1.0f;
     const Floats part = value_at(Operations::look_up(kPowers, decade), middle);
     const Floats magnitude = m == kOne ? Floats{} + 1.0f : part;
-    return place < 0 ? -magnitude : magnitude;
+    return Operations::as_floats(Operations::as_ints(magnitude) | (place & kSign));
   }
 
   // The code of the part that a number lies in, so that of the nearest value but for rounding;
-  // beyond the ends of a decade that of the value that is nearer. NaN gets the code of zero, and so
-  // does a negative number where the code has no sign. The factors are those of ScaleFactors.
-  FUSEDOPT_FN static Ints encode(Floats number, float shift, float inverse) {
-    const Ints magnitude = Operations::as_ints(number) & 0x7fffffff;
-    const Floats relative = Operations::as_floats(magnitude) * shift * inverse;
-    const Ints decade = Operations::count_below(relative, kEnds);
+  // beyond the ends of a decade that of the value that is nearer. Where the code has no sign a
+  // negative number becomes zero, and one above zero never does: what is divided by its root would
+  // leave all bounds. Numbers are finite and no larger than their block's scale.
+  FUSEDOPT_FN static Ints encode(Floats number, float inverse_scale) {
+    const Floats magnitude = Operations::as_floats(Operations::as_ints(number) & 0x7fffffff);
+    const Floats relative = magnitude * inverse_scale;
+    const Ints decade = Operations::template count_below<kEnds>(relative);
     // Between 1 and 2 as the number is between the ends of its decade: the first bits name the
     // part.
-    const Floats place = 1.0f + (relative * Operations::look_up(kInverses, decade) - 1.0f / 9.0f);
-    const Floats above = place > 1.0f ? place : Floats{} + 1.0f;
-    const Floats within = above < kBelowTwo ? above : Floats{} + kBelowTwo;
+    const Floats place = relative * Operations::look_up(kInverses, decade) + 8.0f / 9.0f;
+    const Floats within = Operations::min(Operations::max(place, 1.0f), kBelowTwo);
     const Floats parts = Operations::as_floats((decade + (127 + kFirstExponent)) << 23);
-    const Ints part = Operations::to_ints(within * parts);
-    const Ints m = relative > kLowest ? part : Ints{} + kZero;
-    const Ints with_one = relative > kHighest ? Ints{} + kOne : m;
+    const Ints m = Operations::to_ints(within * parts);
     if constexpr (is_signed) {
-      return (number > 0.0f ? with_one : -m) + 127;
+      const Ints distance = relative > kLowest ? m : Ints{};
+      return 127 + (number < 0.0f ? -Operations::min(distance, 127) : distance);
     } else {
-      return (number > 0.0f ? with_one : Ints{} + kZero) - 1;
+      return number > 0.0f ? m - 1 : Ints{};
     }
   }
 
  private:
-  // Of m: that of zero, and that of 1, which is behind the last part of the last decade.
-  static constexpr int32_t kZero = is_signed ? 0 : 1;
+  static constexpr int32_t kSign = std::numeric_limits<int32_t>::min();
+  // Of m: that of 1, which is behind the last part of the last decade.
   static constexpr int32_t kOne = is_signed ? 128 : 256;
   static constexpr int32_t kFirstExponent = is_signed ? 0 : 1;
   static constexpr int kDecades = 7;
   static constexpr float kBelowTwo = 2.0f - 0x1p-23f;
 
-  // Below the first decade, at -1, there is nothing but zero.
+  // Below the first decade, at -1, there is nothing but zero; behind the last, at 7, nothing but 1,
+  // and every number there has the same place.
   static constexpr float kPowers[8] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f, 0.0f};
   static constexpr float inverse_of(float power) { return 1.0f / (0.9f * power); }
   static constexpr float kInverses[8] = {
@@ -94,32 +95,46 @@ class Code {
     return value_at(kPowers[decade], (parts_of(decade) - 0.5f) / parts_of(decade));
   }
   static constexpr float kLowest = middle_of(0.0f, first_value(0));
-  static constexpr float kHighest = middle_of(last_value(kDecades - 1), 1.0f);
 
-  // Where the first value of the next decade becomes the nearer one.
+  // Where the first value of the next decade becomes the nearer one, and 1 behind the last.
   static constexpr float end_of(int decade) {
-    return middle_of(last_value(decade), first_value(decade + 1));
+    return middle_of(last_value(decade), decade + 1 < kDecades ? first_value(decade + 1) : 1.0f);
   }
-  static constexpr float kEnds[kDecades - 1] = {end_of(0), end_of(1), end_of(2),
-                                                end_of(3), end_of(4), end_of(5)};
+  static constexpr float kEnds[kDecades] = {end_of(0), end_of(1), end_of(2), end_of(3),
+                                            end_of(4), end_of(5), end_of(6)};
 };
 
 // What a block's numbers are multiplied with, one after the other, to be relative to its scale. The
-// power of two is exact and keeps the reciprocal of every scale in range; a block of zeros stays
-// one.
+// first is 1 unless the reciprocal of the scale needs a power of two to be in range. A block of
+// zeros stays one.
 struct ScaleFactors {
   float shift, inverse;
 
   FUSEDOPT_FN explicit ScaleFactors(float scale)
-      : shift(scale < 1.0f ? 0x1p64f : 0x1p-64f),
+      : shift(scale < 0x1p-126f  ? 0x1p64f
+              : scale > 0x1p126f ? 0.25f
+                                 : 1.0f),
         inverse(scale > 0.0f ? 1.0f / (scale * shift) : 0.0f) {}
 };
 
-// The bits of a number's magnitude if it is finite, or else of 0: of these the largest integer is
-// the largest number, which is a block's scale.
-FUSEDOPT_FN int32_t finite_magnitude(float number) {
-  const int32_t magnitude = std::bit_cast<int32_t>(number) & 0x7fffffff;
-  return magnitude < 0x7f800000 ? magnitude : 0;
+// The bits of infinity, which those of NaN are above.
+constexpr int32_t kInfinity = 0x7f800000;
+
+// The bits of a number's magnitude, and of those that are finite, or else 0. Of these the largest
+// integer is the largest number, which is a block's scale.
+FUSEDOPT_FN int32_t magnitude_bits(float number) {
+  return std::bit_cast<int32_t>(number) & 0x7fffffff;
+}
+FUSEDOPT_FN int32_t finite_magnitude_bits(float number) {
+  const int32_t bits = magnitude_bits(number);
+  return bits < kInfinity ? bits : 0;
+}
+
+// A number as a block with a scale stores it: zero for NaN, the scale with its sign for infinity.
+FUSEDOPT_FN float within_scale(float number, float scale) {
+  const float limit = number < 0.0f ? -scale : scale;
+  const int32_t bits = magnitude_bits(number);
+  return bits < kInfinity ? number : bits == kInfinity ? limit : 0.0f;
 }
 
 }  // namespace fusedopt

@@ -26,6 +26,28 @@ FUSEDOPT_FN void store_lanes(Lanes lanes, Number* to) {
   std::memcpy(to, &lanes, sizeof lanes);
 }
 
+// Ascending ends, of which every power of two has one at most between itself and the next, by the
+// exponents of the numbers from 2^-31 to 2, modulo 32.
+struct EndsByExponent {
+  static constexpr float kLeast = 0x1p-31f;
+
+  float end[32] = {};      // that between this power of two and the next, or infinity
+  int32_t below[32] = {};  // how many are below this power of two
+
+  template <size_t count>
+  explicit constexpr EndsByExponent(const float (&ends)[count]) {
+    float power = kLeast;
+    for (uint32_t exponent = 127 - 31; exponent < 128; ++exponent, power *= 2) {
+      const size_t i = exponent % 32;
+      end[i] = __builtin_inff();
+      for (const float one : ends) {
+        below[i] += one < power;
+        if (one >= power && one < 2 * power) end[i] = one;
+      }
+    }
+  }
+};
+
 // The operations of core/codes.h on as many floats as fill a register.
 struct OneRegister {
   using Floats __attribute__((vector_size(kRegister * sizeof(float)))) = float;
@@ -38,21 +60,45 @@ struct OneRegister {
   }
   FUSEDOPT_FN static Ints to_ints(Floats numbers) { return __builtin_convertvector(numbers, Ints); }
 
-  template <size_t count>
-  FUSEDOPT_FN static Ints count_below(Floats numbers, const float (&ends)[count]) {
-    Ints below = {};
-    for (const float end : ends) {
 #if defined(__AVX512F__)
-      const __mmask16 is_below =
-          _mm512_cmp_ps_mask(__m512(numbers), _mm512_set1_ps(end), _CMP_GT_OQ);
-      below = Ints(
-          _mm512_mask_add_epi32(__m512i(below), is_below, __m512i(below), _mm512_set1_epi32(1)));
+  FUSEDOPT_FN static Floats max(Floats numbers, float other) {
+    return Floats(_mm512_max_ps(__m512(numbers), _mm512_set1_ps(other)));
+  }
+  FUSEDOPT_FN static Floats min(Floats numbers, float other) {
+    return Floats(_mm512_min_ps(__m512(numbers), _mm512_set1_ps(other)));
+  }
+  FUSEDOPT_FN static Ints min(Ints numbers, int32_t other) {
+    return Ints(_mm512_min_epi32(__m512i(numbers), _mm512_set1_epi32(other)));
+  }
+  template <const auto& ends>
+  FUSEDOPT_FN static Ints count_below(Floats numbers) {
+    static constexpr EndsByExponent kTable(ends);
+    const __m512 bounded = __m512(max(numbers, kTable.kLeast));
+    const __m512i exponents = _mm512_srli_epi32(_mm512_castps_si512(bounded), 23);
+    const __m512 end = _mm512_permutex2var_ps(_mm512_loadu_ps(kTable.end), exponents,
+                                              _mm512_loadu_ps(kTable.end + 16));
+    const __m512i below = _mm512_permutex2var_epi32(_mm512_loadu_si512(kTable.below), exponents,
+                                                    _mm512_loadu_si512(kTable.below + 16));
+    const __mmask16 is_above = _mm512_cmp_ps_mask(bounded, end, _CMP_GT_OQ);
+    return Ints(_mm512_mask_add_epi32(below, is_above, below, _mm512_set1_epi32(1)));
+  }
 #else
-      below -= numbers > end;
-#endif
-    }
+  FUSEDOPT_FN static Floats max(Floats numbers, float other) {
+    return numbers > other ? numbers : Floats{} + other;
+  }
+  FUSEDOPT_FN static Floats min(Floats numbers, float other) {
+    return numbers < other ? numbers : Floats{} + other;
+  }
+  FUSEDOPT_FN static Ints min(Ints numbers, int32_t other) {
+    return numbers < other ? numbers : Ints{} + other;
+  }
+  template <const auto& ends>
+  FUSEDOPT_FN static Ints count_below(Floats numbers) {
+    Ints below = {};
+    for (const float end : ends) below -= numbers > end;
     return below;
   }
+#endif
 
   FUSEDOPT_FN static Floats look_up(const float (&table)[8], Ints index) {
 #if defined(__AVX512F__)

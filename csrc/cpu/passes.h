@@ -81,31 +81,47 @@ void decode_codes(const StoredBlock& from, T* numbers, int64_t n) {
   const auto* const codes = static_cast<const uint8_t*>(from.elements);
   const float scale = *from.scale;
   int32_t wide[kScaledBlock];
-  float decoded[kScaledBlock];
   for (int64_t i = 0; i < n; ++i) wide[i] = codes[i];
   for (int64_t i = 0; i < n; i += kRegister) {
     const auto lanes = load_lanes<OneRegister::Ints>(wide + i);
-    store_lanes(Code<is_signed, OneRegister>::decode(lanes) * scale, decoded + i);
+    const auto decoded = Code<is_signed, OneRegister>::decode(lanes) * scale;
+    if constexpr (std::is_same_v<T, float>) {
+      store_lanes(decoded, numbers + i);
+    } else {
+      for (int64_t l = 0; l < kRegister; ++l) numbers[i + l] = decoded[l];
+    }
   }
-  for (int64_t i = 0; i < n; ++i) numbers[i] = decoded[i];
+}
+
+// The largest of the bits of magnitudes, which a function takes of each number.
+template <class Magnitude>
+FUSEDOPT_FN int32_t largest(const float* numbers, int64_t n, Magnitude magnitude) {
+  int32_t found = 0;
+  for (int64_t i = 0; i < n; ++i) found = std::max(found, magnitude(numbers[i]));
+  return found;
 }
 
 template <bool is_signed, class T>
 void encode_codes(const T* numbers, const StoredBlock& to, int64_t n) {
   float copies[kScaledBlock];
-  const float* const floats = as_floats(numbers, copies, n);
-  int32_t largest = 0;
-  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, finite_magnitude(floats[i]));
-  *to.scale = std::bit_cast<float>(largest);
-  const ScaleFactors factors(*to.scale);
+  const float* floats = as_floats(numbers, copies, n);
+  const int32_t of_all = largest(floats, n, magnitude_bits);
+  const bool is_finite = of_all < kInfinity;
+  const auto scale =
+      std::bit_cast<float>(is_finite ? of_all : largest(floats, n, finite_magnitude_bits));
+  const ScaleFactors factors(scale);
+  if (!is_finite || factors.shift != 1.0f) {
+    for (int64_t i = 0; i < n; ++i) copies[i] = within_scale(floats[i], scale) * factors.shift;
+    floats = copies;
+  }
   int32_t wide[kScaledBlock];
   for (int64_t i = 0; i < n; i += kRegister) {
     const auto lanes = load_lanes<OneRegister::Floats>(floats + i);
-    store_lanes(Code<is_signed, OneRegister>::encode(lanes, factors.shift, factors.inverse),
-                wide + i);
+    store_lanes(Code<is_signed, OneRegister>::encode(lanes, factors.inverse), wide + i);
   }
   auto* const codes = static_cast<uint8_t*>(to.elements);
   for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<uint8_t>(wide[i]);
+  *to.scale = scale;
 }
 
 template <Format format, class T>

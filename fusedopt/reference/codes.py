@@ -50,17 +50,19 @@ def code_values(signed: bool) -> NDArray[np.float32]:
 
 
 @functools.cache
-def _decades(signed: bool) -> tuple[NDArray[np.float32], NDArray[np.float32], np.float32]:
+def _decades(signed: bool) -> tuple[NDArray[np.float32], np.float32, np.float32]:
     """Where the values of the next decade begin to be nearer, for each decade but the last.
 
-    And the first value of each decade, and where 1 begins to be nearer than the last value.
+    And up to where zero is nearer than the first value, and where 1 begins to be nearer than the
+    last.
     """
     magnitudes = _magnitudes(0 if signed else 1)
     sizes = [2 ** (decade + (not signed)) for decade in range(_DECADES)]
     last = np.cumsum(sizes) - 1
     first = last - np.asarray(sizes) + 1
     ends = _middle(magnitudes[last[:-1]], magnitudes[first[1:]])
-    return ends, magnitudes[first], _middle(magnitudes[-1:], np.ones(1, np.float32))[0]
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    return ends, _middle(zero, magnitudes[:1])[0], _middle(magnitudes[-1:], one)[0]
 
 
 def _middle(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -69,16 +71,15 @@ def _middle(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.f
 
 def _nearest_magnitude(relative: NDArray[np.float32], signed: bool) -> NDArray[np.int32]:
     """0 for zero, 1 + k for the k-th magnitude, behind these for 1."""
-    ends, first_values, nearly_one = _decades(signed)
+    ends, nearly_zero, nearly_one = _decades(signed)
     decade = np.searchsorted(ends, relative, side="left")
     parts = np.int32(1 if signed else 2) << decade.astype(np.int32)
-    # How far from the lower to the upper end of its decade.
-    place = relative * _inverse_powers()[decade] - np.float32(1) / np.float32(9)
-    place = np.clip(np.float32(1) + place, np.float32(1), np.float32(2 - 2.0**-23)) - np.float32(1)
-    part = np.floor(place * parts.astype(np.float32)).astype(np.int32)
-    found = parts + part - (0 if signed else 1)
-    found = np.where(relative > _middle(np.zeros(1, np.float32), first_values[:1])[0], found, 0)
-    return np.where(relative > nearly_one, 128 if signed else 255, found).astype(np.int32)
+    # Between 1 and 2 as the number is between the ends of its decade.
+    place = relative * _inverse_powers()[decade] + np.float32(8) / np.float32(9)
+    place = np.clip(place, np.float32(1), np.float32(2 - 2.0**-23))
+    found = np.floor(place * parts.astype(np.float32)).astype(np.int32) - (0 if signed else 1)
+    found = np.where(relative > nearly_one, 128 if signed else 255, found)
+    return np.where(relative > nearly_zero, found, 0).astype(np.int32)
 
 
 def _inverse_powers() -> NDArray[np.float32]:
@@ -107,8 +108,11 @@ def encode_blocks(x: Array, signed: bool) -> tuple[NDArray[np.uint8], NDArray[np
     its decade it lies, and outside of these parts of the nearer one. Float32 arithmetic decides
     which that is, so where a number is halfway between two values but for the rounding of these
     lines, it may be either. A zero stays zero. An infinity gets the code of the largest value with
-    its sign and a NaN that of zero, and neither changes what is stored of its neighbours. A
-    negative number is zero where the code has no sign.
+    its sign and a NaN that of zero, and neither changes what is stored of its neighbours.
+
+    Where the code has no sign a negative number is zero, and a number above zero never is: at
+    least it gets the first magnitude. States without a sign are what steps are divided by, by
+    their roots, and a gradient that is rare would divide by nothing but ``eps``.
 
     Returns:
         Codes of the array's shape, and one scale for each block.
@@ -117,13 +121,17 @@ def encode_blocks(x: Array, signed: bool) -> tuple[NDArray[np.uint8], NDArray[np
     scale = np.repeat(scales, BLOCK)[: x.size].reshape(x.shape)
     number = np.nan_to_num(_to_float32(x), nan=0.0, posinf=np.inf, neginf=-np.inf)
     with np.errstate(all="ignore"):
-        # A power of two keeps the reciprocal of every scale within range, and is exact.
-        shift = np.where(scale < 1, np.float32(2.0**64), np.float32(2.0**-64))
-        relative = (np.abs(number) * shift) * (np.float32(1) / (scale * shift))
+        # A power of two keeps the reciprocal of every scale within range. It is exact, but that
+        # beside a scale above 2^126 numbers up to 2^-148 become zero.
+        shift = np.where(scale < 2.0**-126, np.float32(2.0**64), np.float32(1))
+        shift = np.where(scale > 2.0**126, np.float32(0.25), shift)
+        number = number * shift
+        relative = np.abs(number) * (np.float32(1) / (scale * shift))
         relative = np.where(scale > 0, relative, np.float32(0))
         magnitude = _nearest_magnitude(relative, signed)
     if not signed:
-        return np.where(number > 0, magnitude, 0).astype(np.uint8), scales
+        magnitude = np.maximum(magnitude, 1)
+        return np.where((number > 0) & (scale > 0), magnitude, 0).astype(np.uint8), scales
     # There is no -1.
     codes = np.where(number > 0, 127 + magnitude, 127 - np.minimum(magnitude, 127))
     return codes.astype(np.uint8), scales

@@ -104,7 +104,8 @@ def test_every_code_at_every_power_of_two_stays(signed):
 def test_the_nearest_value_as_in_bitsandbytes_but_for_rounding(signed):
     """Every 67th float32 below 1, and those around every boundary.
 
-    bitsandbytes takes the nearest of the sorted values, by their middles. The arithmetic here has
+    bitsandbytes takes the nearest of the sorted values, by their middles; that may be zero for a
+    number that is not, which here is nothing without a sign. The arithmetic here has
     a relative error of less than 5 * 2^-24 where it multiplies, and rounds a place between 1 and 2
     to 2^-23: so in units of a decade's length, which is 0.9 of its upper end, it is off by less
     than (10/9 * 5 + 1) * 2^-24, and it misses the nearest by twice that or less. Of the millions
@@ -118,6 +119,7 @@ def test_the_nearest_value_as_in_bitsandbytes_but_for_rounding(signed):
         relative = np.concatenate([numbers, -numbers]) if signed else numbers
         relative = relative[np.abs(relative) <= 1]
         codes, theirs = encode(relative, signed), np.searchsorted(middles, relative)
+        theirs = theirs if signed else np.where(relative > 0, np.maximum(theirs, 1), theirs)
         wide = relative.astype(np.float64)
         lost = np.abs(np.abs(wide - values[codes]) - np.abs(wide - values[theirs]))
         upper_end = 10.0 ** np.clip(np.ceil(np.log10(np.abs(wide))), -6, 0)
@@ -153,6 +155,19 @@ def test_zeros_stay_zeros(signed):
         decoded = reference.decode_blocks(codes, scales, signed)
         assert np.array_equal(np.flatnonzero(decoded), [7])
         assert not np.signbit(decoded).any()
+
+
+def test_a_number_without_a_sign_is_zero_only_where_it_is_zero():
+    """Of the smallest that there are, too; with a sign most of these are nearest to zero."""
+    x = np.array([1, 1e-6, 1e-7, 1e-30, 2.0**-149, 0, -1e-3], np.float32)
+    for scale in np.array([1, 1e-30, 1e37], np.float32):
+        numbers = np.maximum(x * scale, np.where(x > 0, np.float32(2.0**-149), x * scale))
+        codes, _ = reference.encode_blocks(numbers, False)
+        first = 1 if scale == 1 else codes[2]
+        assert codes.tolist() == [ONE, codes[1], first, first, first, 0, 0]
+        assert codes[1] >= first == 1
+    codes, _ = reference.encode_blocks(x, True)
+    assert codes[2:6].tolist() == [127] * 4
 
 
 def test_a_negative_largest_element_loses_what_minus_one_would_have_kept():

@@ -119,6 +119,27 @@ def second_moment(dtype, beta2, **options):
     return first, optimizer.state[param]["exp_avg_sq"].double()
 
 
+@pytest.mark.parametrize("bits_of_state", [32, 16, 8])
+def test_rare_gradients_take_steps_that_the_rate_bounds(bits_of_state):
+    """Rows of an embedding whose gradients are rare, and in columns of very different size.
+
+    A step of Adam is below ``(1 - beta1) / sqrt(1 - beta2)``, 3.2, times the rate (section 2.1 of
+    its paper). A code is off by a factor of less than two where it is not zero.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape, lr = (500, 64), 1e-3
+    param = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = fusedopt.AdamW([param], lr=lr, weight_decay=0, state_bits=bits_of_state)
+    frequencies = 1 / torch.arange(1.0, shape[0] + 1) ** 1.2
+    sizes = torch.logspace(0, -5, shape[1])
+    for _ in range(300):
+        rows = torch.multinomial(frequencies, 32, replacement=True, generator=generator)
+        grads = torch.randn((32, shape[1]), generator=generator) * sizes
+        before = param.detach().clone()
+        step(optimizer, torch.zeros(shape).index_add_(0, rows, grads))
+        assert (param.detach() - before).abs().max() < 2 * 3.2 * lr
+
+
 def test_a_second_moment_of_16_bits_falls_when_gradients_vanish():
     """To nearest it never does, which is why states of 16 bits are rounded stochastically.
 
