@@ -59,9 +59,10 @@ class Conversion {
     });
   }
   void encode() const {
-    const cpu::Encode encode = cpu::selected_isa().encode[false][static_cast<size_t>(format_)];
-    for_each_block([&](const cpu::StoredBlock& block, const float* numbers, int64_t n) {
-      encode(numbers, block, n);
+    const cpu::KernelTable& isa = cpu::selected_isa();
+    for_each_block([&](cpu::StoredBlock block, const float* numbers, int64_t n) {
+      if (is_scaled(format_)) block.range = isa.find_range[false](numbers, n);
+      isa.encode[false][static_cast<size_t>(format_)](numbers, block, n);
     });
   }
 

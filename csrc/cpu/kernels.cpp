@@ -217,6 +217,7 @@ constinit const KernelTable kernel_table = {
     .kernels = AllRules::map(KernelsOf{}),
     .decode = {decoders<float>(AllFormats{}), decoders<double>(AllFormats{})},
     .encode = {encoders<float>(AllFormats{}), encoders<double>(AllFormats{})},
+    .find_range = {find_range<float>, find_range<double>},
     .draw = draw_random_bits,
     .unscale = {unscale_block<float>, unscale_block<double>},
 };

@@ -24,11 +24,18 @@ inline constexpr std::array kUsualFormats = {
 // Updates n elements. operands: param, grad, and the states that the variant uses.
 using Kernel = void (*)(void* const* operands, const void* scalars, int64_t n);
 
+// Of a block's numbers: the largest finite magnitude, which is the scale of their codes.
+struct BlockRange {
+  float scale = 0.0f;
+  bool is_finite = true;  // all of them
+};
+
 // One block of an operand where it is stored, and what it takes to decode and encode it.
 struct StoredBlock {
   void* elements = nullptr;
   int16_t* remainders = nullptr;          // of a master
   float* scale = nullptr;                 // of codes
+  BlockRange range = {};                  // to be encoded to codes
   const uint16_t* random_bits = nullptr;  // as many as elements, where rounding draws them
 };
 
@@ -55,6 +62,10 @@ struct KernelTable {
   // [in_double][format]
   std::array<std::array<Decode, kFormats>, 2> decode;
   std::array<std::array<Encode, kFormats>, 2> encode;
+
+  // Apart from the encoding, so that blocks of several operands need not wait for one another's.
+  // [in_double]
+  BlockRange (*find_range[2])(const void* numbers, int64_t n);
 
   // The random bits of a group of kDrawGroup elements of an operand, by its role.
   void (*draw)(const Draws& draws, uint32_t operand, int64_t group, uint16_t* random_bits);

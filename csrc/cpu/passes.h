@@ -101,14 +101,21 @@ FUSEDOPT_FN int32_t largest(const float* numbers, int64_t n, Magnitude magnitude
   return found;
 }
 
+template <class T>
+BlockRange find_range(const void* numbers, int64_t n) {
+  float copies[kScaledBlock];
+  const float* const floats = as_floats(static_cast<const T*>(numbers), copies, n);
+  const int32_t of_all = largest(floats, n, magnitude_bits);
+  if (of_all < kInfinity) return {.scale = std::bit_cast<float>(of_all)};
+  const int32_t of_finite = largest(floats, n, finite_magnitude_bits);
+  return {.scale = std::bit_cast<float>(of_finite), .is_finite = false};
+}
+
 template <bool is_signed, class T>
 void encode_codes(const T* numbers, const StoredBlock& to, int64_t n) {
   float copies[kScaledBlock];
   const float* floats = as_floats(numbers, copies, n);
-  const int32_t of_all = largest(floats, n, magnitude_bits);
-  const bool is_finite = of_all < kInfinity;
-  const auto scale =
-      std::bit_cast<float>(is_finite ? of_all : largest(floats, n, finite_magnitude_bits));
+  const auto [scale, is_finite] = to.range;
   const ScaleFactors factors(scale);
   if (!is_finite || factors.shift != 1.0f) {
     for (int64_t i = 0; i < n; ++i) copies[i] = within_scale(floats[i], scale) * factors.shift;

@@ -130,6 +130,9 @@ class Block {
     for (size_t k = 0; k < operands(); ++k) decode(k, first, n);
     if (grad_scale_ != nullptr) isa_.unscale[in_double_](numbers_[kGrad], *grad_scale_, n);
     kernel_(numbers_, scalars_, n);
+    for (size_t k = 0; k < operands(); ++k) {
+      if (is_scaled(operands_[k].format)) ranges_[k] = isa_.find_range[in_double_](numbers_[k], n);
+    }
     for (size_t k = 0; k < operands(); ++k) encode(k, first, n);
   }
 
@@ -163,6 +166,7 @@ class Block {
     if (!operands_[k].is_written() || numbers_[k] == stored_[k]) return;
     const Format format = operands_[k].format;
     StoredBlock block = stored_block(k, first);
+    block.range = ranges_[k];
     if (draws_random_bits(format)) block.random_bits = draw(k, first, n);
     isa_.encode[in_double_][static_cast<size_t>(format)](numbers_[k], block, n);
   }
@@ -189,6 +193,7 @@ class Block {
   alignas(64) uint16_t random_bits_[2 * kDrawGroup];
   void* stored_[kMostOperands];
   void* numbers_[kMostOperands];
+  BlockRange ranges_[kMostOperands];
 };
 
 void prefetch(const std::byte* begin, size_t size) {

@@ -129,7 +129,10 @@ def test_wide_registers_stay_in_their_kernels(functions):
     """Code of one instruction set that is linked in for all would crash older CPUs."""
     for (_, name), body in functions.items():
         if widest(body) != "baseline":
-            own = r"::kernel<|::update_tail<|::(de|en)code_\w+<|unscale_block|draw_random_bits"
+            own = (
+                r"::kernel<|::update_tail<|::(de|en)code_\w+<|::find_range<"
+                r"|unscale_block|draw_random_bits"
+            )
             assert re.search(own, name), name
 
 
