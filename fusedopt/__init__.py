@@ -25,7 +25,9 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 from fusedopt import _native
 from fusedopt.checking.rows import ROWS as _ROWS
 from fusedopt.convert import convert_states as convert_states
+from fusedopt.convert import from_bitsandbytes as from_bitsandbytes
 from fusedopt.convert import from_torch as from_torch
+from fusedopt.convert import from_torchao as from_torchao
 from fusedopt.convert import to_float32_state as to_float32_state
 from fusedopt.environment import USES_HUGE_PAGES, USES_TORCH_LIBRARY
 from fusedopt.optimizers.base import FusedOptimizer as FusedOptimizer
@@ -37,7 +39,9 @@ else:
     _public = (
         FusedOptimizer,
         convert_states,
+        from_bitsandbytes,
         from_torch,
+        from_torchao,
         to_float32_state,
         *(row.optimizer for row in _ROWS),
     )

@@ -1,8 +1,10 @@
-"""A live optimizer of ``torch.optim`` becomes one of this package."""
+"""A live optimizer of ``torch.optim``, bitsandbytes or torchao becomes one of this package."""
 
 from __future__ import annotations
 
 import functools
+import re
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,9 +15,12 @@ from fusedopt.checking.rows import DTYPES, ROWS
 from fusedopt.forks import torch_on_one_thread_if_forked
 from fusedopt.optimizers import storage
 from fusedopt.optimizers.base import FusedOptimizer, check_group
+from fusedopt.optimizers.foreign import translated_from
+from fusedopt.peers import bitsandbytes, torchao
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
 
 _OURS: dict[type[torch.optim.Optimizer], type[FusedOptimizer]] = {
     row.torch_optimizer: row.optimizer for row in ROWS if row.torch_optimizer
@@ -69,9 +74,119 @@ def from_torch(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
         )
     for index, group in enumerate(optimizer.param_groups):
         check_group(group, index, "from_torch")
-        _check_params(optimizer, group, index)
-    tracked = _is_tracked_by_scheduler(optimizer)
+        _check_params(optimizer.state, group, index)
+    return _change_class(optimizer, ours, _is_tracked_by_scheduler(optimizer))
 
+
+def from_bitsandbytes(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
+    """Turns an optimizer of bitsandbytes into the class of this package with the same formula.
+
+    In place and at any time, as :func:`from_torch` does it, with schedulers and hooks. Its classes
+    in 8 bits become ``state_bits=8``, those in 32 bits ``state_bits=32``; paged ones become what
+    they are without pages. Codes stay what they are where the state has the same sign there and
+    here, and are encoded anew elsewhere.
+
+    bitsandbytes decouples the weight decay of all its classes with two states, whatever their name,
+    and so does what becomes of them, by the option ``decoupled_weight_decay``.
+
+    Args:
+        optimizer: of a class of ``bitsandbytes.optim`` itself. One of this package is returned as
+            it is.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: an optimizer of any other class, also one derived from theirs; or an object whose
+            ``step`` has been replaced, other than by a scheduler of torch.
+        NotImplementedError: what has no counterpart, by name: ``max_unorm``, ``skip_zeros``,
+            ``percentile_clipping``, overrides of ``GlobalOptimManager``, ``min_8bit_size`` above
+            4,096; ``betas`` with which bitsandbytes computes nothing; complex parameters.
+        ValueError: a state that does not fit.
+
+    An optimizer that is refused is left as it was.
+    """
+    return _from_peer(optimizer, bitsandbytes)
+
+
+def from_torchao(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
+    """Turns an optimizer of torchao into the class of this package with the same formula.
+
+    In place and at any time, as :func:`from_torch` does it, with schedulers and hooks. All become
+    ``state_bits=8``: states in 8 bits with blocks of 256 keep their codes, and states with other
+    blocks, in 4 bits or in floats of 8 are encoded anew. ``bf16_stochastic_round`` becomes
+    ``stochastic_rounding``. A group's learning rate stays the tensor that it is.
+
+    Args:
+        optimizer: of a class of ``torchao.optim`` itself. One of this package is returned as it is.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: an optimizer of any other class, also one derived from theirs; or an object whose
+            ``step`` has been replaced, other than by a scheduler of torch.
+        NotImplementedError: states of DTensors; complex parameters.
+        ValueError: a state that does not fit.
+
+    An optimizer that is refused is left as it was.
+    """
+    return _from_peer(optimizer, torchao)
+
+
+def _from_peer(optimizer: torch.optim.Optimizer, peer: ModuleType) -> FusedOptimizer:
+    if isinstance(optimizer, FusedOptimizer):
+        return optimizer
+    ours = _counterpart(type(optimizer), peer)
+    tracked = _is_tracked_by_scheduler(optimizer)
+    # What torch's class has beside the options that the peer knows.
+    make: Callable[..., FusedOptimizer] = ours
+    blank = make([torch.empty(0)]).defaults | storage.asked_for(peer.storage(optimizer))
+    parts = {"state": optimizer.state, "param_groups": optimizer.param_groups}
+    translated, _ = translated_from(peer, ours._rule, parts)
+    defaults = peer.options({**optimizer.defaults}, ours._rule, "the defaults")
+    groups = [{**blank, **group} for group in translated["param_groups"]]
+    for index, group in enumerate(groups):
+        check_group(group, index, f"from_{peer.NAME}")
+        _check_params(translated["state"], group, index)
+    signs = _native.states(ours._rule)
+    with torch_on_one_thread_if_forked():
+        for group in groups:
+            for param in group["params"]:
+                if param in translated["state"]:
+                    storage.convert(translated["state"][param], param, group, signs)
+
+    for theirs, group in zip(optimizer.param_groups, groups, strict=True):
+        theirs.clear()
+        theirs.update(group)
+        for param in group["params"]:
+            if param in translated["state"]:
+                states = optimizer.state[param]
+                states.clear()
+                states.update(translated["state"][param])
+    optimizer.defaults = {**blank, **defaults}
+    for name in peer.ATTRIBUTES:
+        vars(optimizer).pop(name, None)
+    return _change_class(optimizer, ours, tracked)
+
+
+def _counterpart(theirs: type, peer: ModuleType) -> type[FusedOptimizer]:
+    """Our class with the formula of a peer's, whose name says besides how states are stored."""
+    prefixes, suffixes = "|".join(peer.PREFIXES), "|".join(peer.SUFFIXES)
+    found = re.fullmatch(rf"(?:{prefixes}|)(\w+?)(?:{suffixes}|)", theirs.__name__)
+    ours = {cls.__name__: cls for cls in _OURS.values()}
+    is_theirs = getattr(sys.modules.get(peer.MODULE), theirs.__name__, None) is theirs
+    if not (found and is_theirs and found[1] in ours):
+        raise TypeError(
+            f"from_{peer.NAME} takes an optimizer of {peer.MODULE} itself whose formula this "
+            f"package has, not of class {theirs.__module__}.{theirs.__qualname__}"
+        )
+    return ours[found[1]]
+
+
+def _change_class(
+    optimizer: torch.optim.Optimizer, ours: type[FusedOptimizer], tracked: bool
+) -> FusedOptimizer:
     supports_amp_scaling = vars(optimizer).pop("_step_supports_amp_scaling", None)
     optimizer.__class__ = ours
     if supports_amp_scaling is not None:
@@ -148,15 +263,18 @@ def to_float32_state(optimizer: FusedOptimizer) -> FusedOptimizer:
     return optimizer
 
 
-def _check_params(optimizer: torch.optim.Optimizer, group: dict[str, Any], index: int) -> None:
+def _check_params(state: Mapping[Any, Any], group: dict[str, Any], index: int) -> None:
     for position, param in enumerate(group["params"]):
         where = f"parameter group {index}, parameter {position}"
         if param.is_complex():
             raise NotImplementedError(f"{where}: complex parameters are not supported")
         if param.is_neg():
             raise ValueError(f"{where}: is a negated view of its memory")
-        for name, value in optimizer.state.get(param, {}).items():
-            if name != "step" and torch.is_tensor(value) and value.dtype not in DTYPES:
+        states = state.get(param, {})
+        for name, value in states.items():
+            if name == "step" or not torch.is_tensor(value) or storage.scale_name(name) in states:
+                continue
+            if value.dtype not in DTYPES:
                 raise ValueError(f"{where}: {name} has dtype {value.dtype}, which no kernel reads")
 
 

@@ -103,7 +103,8 @@ def test_layers_include_only_those_below():
 PYTHON_LAYERS = {
     "fusedopt": {
         "reference": {"reference"},
-        "optimizers": {"optimizers", "_native", "forks", "hooks", "modes"},
+        "peers": {"peers"},
+        "optimizers": {"optimizers", "peers", "_native", "forks", "hooks", "modes"},
         "checking": {"checking", "optimizers", "reference", "_native"},
         "plotting": {"plotting", "checking", "optimizers", "names"},
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from fusedopt import _native
 from fusedopt.hooks import observed_once, stepping, untraced
 from fusedopt.modes import visible
-from fusedopt.optimizers import masters, storage
+from fusedopt.optimizers import foreign, masters, storage
 from fusedopt.optimizers.storage import check_storage
 
 if TYPE_CHECKING:
@@ -206,9 +207,18 @@ class FusedOptimizer(torch.optim.Optimizer):
         their dtype; those that are not stored as the options ask, such as those of a checkpoint of
         ``torch.optim``, are converted, with one warning. The options are those of the checkpoint;
         those that it does not name stay what they are.
+
+        Checkpoints of bitsandbytes and torchao are loaded, too, by the class with their formula.
+        Codes of 8 bits stay what they are with ``state_bits=8``, if their blocks and their values
+        are those of this package.
+
+        Raises:
+            ValueError, NotImplementedError: a checkpoint that asks for what is not supported, or
+                whose entries do not map. Nothing is changed then.
         """
         outer = self.__dict__.get("_loading")
-        self._loading = storage.Loading(self.param_groups)
+        translate = functools.partial(foreign.translated, self._rule, self.param_groups)
+        self._loading = storage.Loading(self.param_groups, translate)
         last_hook = self.register_load_state_dict_pre_hook(self._loading.wrap)
         try:
             super().load_state_dict(state_dict)

@@ -10,7 +10,7 @@ import torch
 from fusedopt import _native
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 DEFAULTS: dict[str, Any] = {
     "state_bits": None,
@@ -225,18 +225,27 @@ class Loading:
 
     Args:
         groups: the parameter groups, before anything is loaded.
+        translate: makes a checkpoint of another package one of this, and says whether a state of it
+            had to be converted; any other it returns itself.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        translate: Callable[[dict[str, Any]], tuple[dict[str, Any], bool]],
+    ) -> None:
+        self.translate = translate
+        self.is_converted = False
         self.options = [{n: group[n] for n in DEFAULTS if n in group} for group in groups]
 
-    def wrap(self, _optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    def wrap(self, _optimizer: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
         """A hook for what is loaded, after all others."""
+        state_dict, self.is_converted = self.translate(loaded)
         groups = state_dict["param_groups"]
         kept = {
             key
             for options, group in zip(self.options, groups, strict=False)
-            if not is_usual({**options, **group})
+            if state_dict is not loaded or not is_usual({**options, **group})
             for key in group["params"]
         }
         wrapped = {
@@ -261,14 +270,17 @@ class Loading:
 
         Warns once if a state is not stored as its group's options ask, and converts it.
         """
-        is_converted = False
+        is_converted = self.is_converted
         for group in state["param_groups"]:
-            for param in () if is_usual(group) else group["params"]:
+            for param in group["params"]:
                 states = state["state"].get(param, {})
-                for name, value in states.items():
-                    if isinstance(value, _Kept):
-                        states[name] = value.tensor.to(param.device)
-                is_converted |= convert(states, param, group, signs)
+                kept = {name: value for name, value in states.items() if isinstance(value, _Kept)}
+                if not kept:
+                    continue
+                for name, value in kept.items():
+                    states[name] = value.tensor.to(param.device)
+                otherwise = param.dtype if is_usual(group) else None
+                is_converted |= convert(states, param, group, signs, otherwise)
         if is_converted:
             warnings.warn(
                 "the checkpoint's states are stored otherwise than the options of the parameter "
