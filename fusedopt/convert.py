@@ -144,7 +144,7 @@ def _from_peer(optimizer: torch.optim.Optimizer, peer: ModuleType) -> FusedOptim
     blank = make([torch.empty(0)]).defaults | storage.asked_for(peer.storage(optimizer))
     parts = {"state": optimizer.state, "param_groups": optimizer.param_groups}
     translated, _ = translated_from(peer, ours._rule, parts)
-    defaults = peer.options({**optimizer.defaults}, ours._rule, "the defaults")
+    defaults = {**blank, **peer.options(optimizer.defaults, ours._rule, "the defaults")}
     groups = [{**blank, **group} for group in translated["param_groups"]]
     for index, group in enumerate(groups):
         check_group(group, index, f"from_{peer.NAME}")
@@ -164,7 +164,8 @@ def _from_peer(optimizer: torch.optim.Optimizer, peer: ModuleType) -> FusedOptim
                 states = optimizer.state[param]
                 states.clear()
                 states.update(translated["state"][param])
-    optimizer.defaults = {**blank, **defaults}
+    optimizer.defaults.clear()
+    optimizer.defaults.update(defaults)
     for name in peer.ATTRIBUTES:
         vars(optimizer).pop(name, None)
     return _change_class(optimizer, ours, tracked)
