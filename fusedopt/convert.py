@@ -153,8 +153,10 @@ def _from_peer(optimizer: torch.optim.Optimizer, peer: ModuleType) -> FusedOptim
     with torch_on_one_thread_if_forked():
         for group in groups:
             for param in group["params"]:
-                if param in translated["state"]:
-                    storage.convert(translated["state"][param], param, group, signs)
+                states = translated["state"].get(param, {})
+                for name in states.keys() - {"step"}:  # paged ones are on the CPU
+                    states[name] = states[name].to(param.device)
+                storage.convert(states, param, group, signs)
 
     for theirs, group in zip(optimizer.param_groups, groups, strict=True):
         theirs.clear()

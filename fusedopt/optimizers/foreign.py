@@ -22,14 +22,14 @@ _PEERS: tuple[ModuleType, ...] = (bitsandbytes, torchao)
 # vectorised operation of torch's, whose rounding depends on the CPU.
 _ULPS = 2
 
+# What a checkpoint of another package has no word on, and what is left as it is then.
+_NOT_OF_THE_FORMULA = ("foreach", "fused", "capturable")
+
 
 @functools.cache
 def _code_values(signed: bool) -> torch.Tensor:
-    return storage.decoded(torch.arange(256, dtype=torch.uint8), torch.ones(1), signed)
-
-
-# What a checkpoint of another package has no word on, and what is left as it is then.
-_NOT_OF_THE_FORMULA = ("foreach", "fused", "capturable")
+    codes = torch.arange(256, dtype=torch.uint8, device="cpu")
+    return storage.decoded(codes, torch.ones(1, device="cpu"), signed)
 
 
 def translated(

@@ -87,7 +87,7 @@ def options(group: Mapping[str, Any], rule: str, where: str) -> dict[str, Any]:
         where: which group it is, for messages.
 
     Raises:
-        NotImplementedError: an option that has no counterpart here, or none there.
+        NotImplementedError: an option that has no counterpart here, or no influence there.
         ValueError: a number of ``betas`` other than two; a rule that it does not have.
     """
     counterpart = _counterpart(rule, where)
@@ -136,9 +136,10 @@ def states(theirs: Mapping[str, Any], rule: str, where: str) -> dict[str, torch.
     if "step" not in flat:
         raise ValueError(f"{where}: its state of {NAME} has no 'step'")
     step = int(flat["step"])
-    # As torch counts; float32 holds no odd numbers from there on.
+    # As torch counts; from there on float32 holds no odd numbers.
+    counts_in = torch.float32 if step < 2**24 else torch.float64
     ours: dict[str, torch.Tensor | Quantized] = {
-        "step": torch.tensor(step, dtype=torch.float32 if step < 2**24 else torch.float64)
+        "step": torch.tensor(step, dtype=counts_in, device="cpu")
     }
     for number, name in enumerate(names, 1):
         ours[name] = _state(flat, str(number), where)
@@ -153,6 +154,8 @@ def _state(flat: Mapping[str, Any], number: str, where: str) -> torch.Tensor | Q
         return tensor
 
     state = entry("state")
+    if hasattr(state, "_local_tensor"):
+        raise NotImplementedError(f"{where}: 'state{number}' of {NAME} is a DTensor")
     if not state.is_contiguous():
         # Its engine for GPUs walks memory, that for CPUs the elements.
         raise NotImplementedError(

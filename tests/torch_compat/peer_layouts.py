@@ -62,7 +62,7 @@ def bitsandbytes(states, group, nested=True):
         states: for each parameter what stands for ``state1`` and so on: a float32 tensor, or codes
             with table and scales; None for a parameter that has not been stepped.
         group: the options of the only group.
-        nested: as since release 0.46.
+        nested: as later releases have it, whose states lie in a dictionary of their own.
     """
     state = {}
     for index, of_param in enumerate(states):

@@ -84,6 +84,10 @@ REFUSALS = {
         lambda: changed(lambda _g, _s, parts: parts.update(
             state1=parts["state1"].view(64, 80).t())),
         NotImplementedError, FIRST + "'state1' is not contiguous"),
+    "a DTensor": (
+        lambda: changed(lambda _g, _s, parts: setattr(
+            parts["state1"], "_local_tensor", torch.zeros(1))),
+        NotImplementedError, FIRST + "'state1' of bitsandbytes is a DTensor"),
     "a name of the parameter": (
         lambda: changed(lambda group, _s, parts: (
             parts.pop("state1"), group.update(param_names=["encoder.weight", "encoder.bias"]))),
