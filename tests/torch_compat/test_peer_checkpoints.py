@@ -164,8 +164,9 @@ OF_ONE_STATE = {
 }
 
 
+@pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("name", OF_ONE_STATE)
-def test_optimizers_of_one_state(name):
+def test_optimizers_of_one_state(name, nested):
     """There all of them have the table with a sign; a state without one is encoded anew here."""
     cls, group, key, options = OF_ONE_STATE[name]
     state = random_codes(SIZES[0], True)
@@ -175,7 +176,7 @@ def test_optimizers_of_one_state(name):
     optimizer = cls(parameters(), state_bits=8, lr=3.0, weight_decay=3.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        optimizer.load_state_dict(bitsandbytes([[state], None], group))
+        optimizer.load_state_dict(bitsandbytes([[state], None], group, nested))
     assert len(caught) == (0 if signed else 1)
     states = optimizer.state[optimizer.param_groups[0]["params"][0]]
     expected = (state[0], state[2])
@@ -194,7 +195,8 @@ def test_optimizers_of_one_state(name):
 def test_bitsandbytes_decouples_weight_decay_in_both_classes(cls):
     options = {"amsgrad": True, "maximize": True}
     optimizer = cls(parameters(), state_bits=8, **options)
-    optimizer.load_state_dict(bitsandbytes(two_states(), OF_TWO_STATES))
+    # An option that a group names there has no influence.
+    optimizer.load_state_dict(bitsandbytes(two_states(), {**OF_TWO_STATES, **options}))
     group = optimizer.param_groups[0]
     assert group["decoupled_weight_decay"] is True
     assert group["amsgrad"] is group["maximize"] is False
