@@ -21,11 +21,12 @@ from .contestants.contests import (
     TRAINED,
     UNFUSED,
 )
-from .measuring import costs, machine, scaling, training
+from .measuring import costs, machine, resident, scaling, storage, training
 from .measuring.measure import (
     LR,
     Conditions,
     Groups,
+    LackOfMemoryError,
     bytes_available,
     bytes_needed,
     make_copies,
@@ -49,8 +50,14 @@ PARTS = {
     "threads": scaling.threads,
     "training": training.training,
     "costs": costs.costs,
+    "storage": storage.storage,
+    "offload": storage.offload,
+    "memory": resident.memory,
 }
 GPU_PARTS = {name: PARTS[name] for name in ("tensors", "elements")}
+
+# Those that have dtypes of their own, whatever the run's is.
+STORED = ("storage", "offload", "memory")
 
 # Optimizers beside the main one, which runs on every workload.
 _MORE = dict.fromkeys(
@@ -112,7 +119,7 @@ def run(
     device, dtype = known_device(device), find_name(dtype, DTYPES)
     chosen = plan(quick, only, optimizers, device, dtype)
     settings = settings or settings_for(device, quick)
-    conditions = Conditions(settings, DTYPES[dtype], device, chosen_peers(peers))
+    conditions = Conditions(settings, DTYPES[dtype], device, chosen_peers(peers), quick)
     if plot is not None:
         from .reporting import (
             plots,  # so that a missing package is known before anything is measured
@@ -121,13 +128,14 @@ def run(
     with scaling.torch_threads(threads), Bars(len(chosen.parts)) as bars:
         described = machine.describe(device, conditions.peers)
         cases, skipped = measure_cases(chosen.cases, conditions, bars)
+        rows, lacking = measure_parts(chosen.parts, conditions, bars)
         result = {
             **described,
             "threads": torch.get_num_threads(),
             "settings": {**asdict(settings), **shown},
             "cases": cases,
-            "skipped": skipped,
-            "parts": measure_parts(chosen.parts, conditions, bars),
+            "skipped": skipped + lacking,
+            "parts": rows,
         }
     report.show(result, aims)
     if json is not None:
@@ -158,9 +166,10 @@ def plan(
     if dtype != "float32" and not only:
         names = [name for name in names if workloads[name].dtype is None]
     everything = not (only or optimizers or quick or on_gpu)
+    of_the_run = [name for name in parts if name not in STORED or dtype == "float32"]
     return Plan(
         [(workloads[name], optimizers or [MAIN, *more.get(name, ())]) for name in names],
-        [name for name in parts if name in only or everything],
+        [name for name in parts if name in only or (everything and name in of_the_run)],
     )
 
 
@@ -199,8 +208,7 @@ def measure_cases(
                 param.nbytes * 2 for group in groups for param in group["params"]
             )
             if needed > there:
-                lack = f"needs about {needed / 2**30:.0f} GiB, {there / 2**30:.0f} are free"
-                skipped.append(f"{workload.name}, {name}: {lack}")
+                skipped.append(str(LackOfMemoryError(f"{workload.name}, {name}", needed, there)))
             else:
                 if not groups:
                     groups = make_groups(workload, conditions.dtype, conditions.device)
@@ -214,10 +222,13 @@ def measure_cases(
 
 def measure_parts(
     names: list[str], conditions: Conditions, bars: Bars
-) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every part."""
-    parts = {}
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """The rows of every part, and a line for every one for which there is not the memory."""
+    parts, skipped = {}, []
     for name in names:
-        parts[name] = PARTS[name](conditions, bars)
+        try:
+            parts[name] = PARTS[name](conditions, bars)
+        except LackOfMemoryError as error:
+            skipped.append(str(error))
         bars.finish()
-    return parts
+    return parts, skipped

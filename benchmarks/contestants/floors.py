@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +54,85 @@ def _words_of_parameter(param: torch.Tensor) -> torch.Tensor:
     if words is not param and param.grad is not None:
         words.grad = as_words(param.grad)
     return words
+
+
+# Of the memory that a floor takes at once: a piece of the gradient stays in a cache meanwhile.
+_PIECE = 1 << 18
+
+Pieces = list[torch.Tensor]
+
+
+def touch_memory_of(optimizer: Any, spare: dict[tuple[int, int], torch.Tensor]) -> Touch:
+    """A floor that moves the bytes of an optimizer whose states may have any format.
+
+    The memory of parameter, gradient and states is cut into pieces of as many float32. A step reads
+    each piece of the gradient, and with it reads and writes pieces of the rest, at most four at
+    once: where there are more, the gradient is read again from a cache.
+
+    Args:
+        optimizer: one that has taken a step, with contiguous parameters.
+        spare: memory in the place of integers, some of which are no numbers as float32; floors
+            of the same parameters share it.
+    """
+    kinds: dict[int, list[tuple[torch.Tensor, Pieces]]] = {}
+    index = 0
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            states = [state for state in optimizer.state[param].values() if _has_size(state)]
+            integers = [state.nbytes // 4 for state in states if not state.is_floating_point()]
+            numbers = [_words(state) for state in states if state.is_floating_point()]
+            words = [_spare(spare, (index, at), count) for at, count in enumerate(integers)]
+            for grad, pieces in _pieces(_words(param.grad), [_words(param), *numbers, *words]):
+                kinds.setdefault(len(pieces) - 1, []).append((grad, pieces))
+            index += 1
+    return _touch(kinds)
+
+
+def _touch(kinds: dict[int, list[tuple[torch.Tensor, Pieces]]]) -> Touch:
+    groups = []
+    states = {}
+    for count, of_kind in kinds.items():
+        for grad, (param, *others) in of_kind:
+            param.grad = grad
+            states[param] = dict(zip(("first", "second", "third"), others, strict=False))
+        groups.append({"params": [pieces[0] for _, pieces in of_kind], "states": count})
+    touch = Touch(groups)
+    touch.state.update(states)
+    return touch
+
+
+def _pieces(grad: torch.Tensor, memory: Pieces) -> Iterator[tuple[torch.Tensor, Pieces]]:
+    """Pieces of the gradient, each with as many pieces of the rest, of the same length."""
+    # Of what has a size of its own only scales are smaller than an eighth of the gradient.
+    length = min(_PIECE, *(w.numel() for w in (grad, *memory) if 8 * w.numel() > grad.numel()))
+    cut: dict[int, Pieces] = {}
+    for words in memory:
+        for piece in words.split(length):
+            cut.setdefault(piece.numel(), []).append(piece)
+    grads = [piece for piece in grad.split(length) if piece.numel() == length]
+    for size, pieces in cut.items():
+        sources = grads if size == length else [grad[:size]]
+        for at, source in enumerate(sources):
+            of_source = pieces[at :: len(sources)]
+            passes = -(-len(of_source) // 4)
+            for start in range(passes):
+                yield source, of_source[start::passes]
+
+
+def _spare(
+    spare: dict[tuple[int, int], torch.Tensor], key: tuple[int, int], count: int
+) -> torch.Tensor:
+    if key not in spare or spare[key].numel() < count:
+        spare[key] = torch.zeros(count)
+    return spare[key][:count]
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    return as_words(tensor).detach().view(-1)
+
+
+def _has_size(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
 
 
 class Copy:

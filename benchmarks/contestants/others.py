@@ -31,10 +31,11 @@ class Other:
         """What makes the counterpart of an optimizer, if there is one; imports when called."""
         if optimizer not in self.classes:
             return None
-        return partial(_make, *self.classes[optimizer])
+        return partial(make, *self.classes[optimizer])
 
 
-def _make(module: str, name: str, options: dict[str, Any], groups: list[dict[str, Any]]) -> Any:
+def make(module: str, name: str, options: dict[str, Any], groups: list[dict[str, Any]]) -> Any:
+    """An optimizer of a package, which is imported only now."""
     if module.startswith("deepspeed") and groups[0]["params"][0].device.type == "cpu":
         # DeepSpeed's documented switch; without it, what it takes for the accelerator may be a GPU
         # that torch cannot use.

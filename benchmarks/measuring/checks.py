@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..contestants.contests import COPY, OURS, TOUCH
-from ..contestants.others import OTHERS, Factory
+from ..contestants.others import Factory
+from ..contestants.ways import OVERWRITING, PLAIN, WAYS, is_low_bit
 
 # Largest difference, as a fraction of the largest parameter. With 16 bits torch's for-loop and
 # foreach round after every operation, and an eps may be below float16's normal numbers.
@@ -34,11 +37,38 @@ def check(peers: dict[str, Factory], dtype: torch.dtype, device: str = "cpu") ->
     """
     expected = _trajectory(peers[OURS], dtype, device)
     reasons = {
-        name: _reason(name, factory, dtype, device, expected)
+        name: _reason(
+            partial(_trajectory, factory, dtype, device),
+            expected,
+            None if is_low_bit(name) else _TOLERANCE[dtype],
+        )
         for name, factory in peers.items()
         if name not in (OURS, TOUCH, COPY)
     }
     return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def check_stored(factories: dict[tuple[str, str], Factory]) -> dict[str, dict[str, str]]:
+    """By way and peer, why it must not be compared, for every one of which that is so.
+
+    The parameters must be those that this package has in float32, within the rounding of theirs;
+    with states of 8 bits they have to be numbers.
+    """
+    expected = _trajectory(WAYS[PLAIN].optimizer, torch.float32, "cpu")
+    reasons: dict[str, dict[str, str]] = {}
+    for (name, who), factory in factories.items():
+        way = WAYS[name]
+        is_coded = is_low_bit(who) or way.options.get("state_bits") == 8
+        tolerance = _TOLERANCE[torch.float32 if name == PLAIN else torch.bfloat16]
+        trajectory = partial(
+            _trajectory, factory, way.param, "cpu", way.grad, may_overwrite=who in OVERWRITING
+        )
+        reason = _reason(trajectory, expected, None if is_coded else tolerance)
+        if reason is not None:
+            if who == OURS:
+                raise UnfitError(f"{name}: {reason}")
+            reasons.setdefault(name, {})[who] = reason
+    return reasons
 
 
 @dataclass(frozen=True)
@@ -95,24 +125,38 @@ def raises(error: Exception) -> str:
 
 
 def _reason(
-    name: str, factory: Factory, dtype: torch.dtype, device: str, expected: list[torch.Tensor]
+    trajectory: Callable[[], list[torch.Tensor]],
+    expected: list[torch.Tensor],
+    tolerance: float | None,
 ) -> str | None:
-    tolerance = _TOLERANCE[dtype] * max(param.abs().max().item() for param in expected)
+    """Why what a trajectory gives is not what is expected; any numbers are without a tolerance."""
+    largest = max(param.abs().max().item() for param in expected)
     try:
-        params = _trajectory(factory, dtype, device)
+        params = trajectory()
     except Exception as error:  # other packages raise whatever they like
         return raises(error)
-    if name in OTHERS and OTHERS[name].low_bit:
-        return None
     far = (
-        (param - right).abs().max().item() > tolerance or not param.isfinite().all()
+        not param.isfinite().all()
+        or (tolerance is not None and (param - right).abs().max().item() > tolerance * largest)
         for param, right in zip(params, expected, strict=True)
     )
     return "computes something else" if any(far) else None
 
 
-def _trajectory(factory: Factory, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+def _trajectory(
+    factory: Factory,
+    dtype: torch.dtype,
+    device: str,
+    grad_dtype: torch.dtype | None = None,
+    may_overwrite: bool = False,
+) -> list[torch.Tensor]:
     """Parameters after three steps from zero, so that they are what the steps have added.
+
+    Args:
+        factory: of the optimizer.
+        dtype, device: of the parameters.
+        grad_dtype: of the gradients, which are new for each step; the parameters' by default.
+        may_overwrite: whether a step may change them.
 
     Raises:
         UnfitError: a step has changed a gradient.
@@ -120,13 +164,17 @@ def _trajectory(factory: Factory, dtype: torch.dtype, device: str) -> list[torch
     generator = torch.Generator().manual_seed(0)
     shapes = ((7,), (64, 64), (3, 1000))
     params = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+    for param in params:
+        if grad_dtype is not None and hasattr(param, "grad_dtype"):  # torch 2.9 and later ask
+            param.grad_dtype = None
     optimizer = factory([{"params": params, "lr": 0.1}])
     for _ in range(3):
         for param in params:
-            param.grad = torch.randn(param.shape, generator=generator).to(param)
+            gradient = torch.randn(param.shape, generator=generator)
+            param.grad = gradient.to(device, grad_dtype or dtype)
         gradients = [param.grad for param in params if param.grad is not None]
         before = [gradient.clone() for gradient in gradients]
         optimizer.step()
-        if not all(map(torch.equal, gradients, before)):
+        if not may_overwrite and not all(map(torch.equal, gradients, before)):
             raise UnfitError("overwrites the gradients")
     return params

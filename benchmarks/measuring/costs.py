@@ -120,15 +120,22 @@ def added_memory(factory: Factory, groups: list[dict[str, Any]]) -> int:
 
     Construction is included; parameters and gradients were there before.
     """
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident
-    before = _status("VmRSS")
+    forget_peak()
+    before = resident_bytes()
     optimizer = factory(groups)
     for _ in range(2):
         optimizer.step()
-    return _status("VmHWM") - before
+    return resident_bytes(at_most=True) - before
 
 
-def _status(key: str) -> int:
+def forget_peak() -> None:
+    """Sets the high-water mark of this process's memory to what is resident."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_bytes(at_most: bool = False) -> int:
+    """Bytes of this process's memory that are resident, or were at most."""
+    key = "VmHWM" if at_most else "VmRSS"
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024

@@ -31,6 +31,29 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def stored_bytes(optimizer: Any) -> int:
+    """Bytes of an optimizer's parameters and of their states, without the step counts."""
+    return sum(
+        param.nbytes + sum(_bytes(state) for state in _states(optimizer, param))
+        for param in _params(optimizer)
+    )
+
+
+def moved_bytes(optimizer: Any) -> int:
+    """Bytes that a step has to move: gradients are read, the rest is read and written."""
+    gradients = sum(param.grad.nbytes for param in _params(optimizer) if param.grad is not None)
+    return gradients + 2 * stored_bytes(optimizer)
+
+
+def _params(optimizer: Any) -> list[torch.Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def _states(optimizer: Any, param: torch.Tensor) -> list[torch.Tensor]:
+    values = optimizer.state[param].values()
+    return [value for value in values if isinstance(value, torch.Tensor) and value.dim() > 0]
+
+
 def describe_timing(timing: Timing) -> dict[str, Any]:
     """Seconds per step: median, quartiles and every round; on a GPU also the stream's median.
 
@@ -74,6 +97,11 @@ def derive_ratios(timings: dict[str, Timing]) -> dict[str, Any]:
         "tie": speedup is not None and is_tie(speedup),
         "ratios": {name: asdict(summary) for name, summary in ratios.items()},
     }
+
+
+def ratio_row(theirs: Timing, ours: Timing) -> dict[str, float]:
+    """Their time over this package's, round by round."""
+    return asdict(ratio(theirs, ours))
 
 
 def derive_copy(copy: Timing, ours: Timing, ideal_bytes: int) -> dict[str, Any]:

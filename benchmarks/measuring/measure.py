@@ -43,6 +43,14 @@ COPIES, FEW_ELEMENTS = 4, 2**22
 MOST_COMPILED = 200
 
 
+class LackOfMemoryError(Exception):
+    """There is not the memory to measure something; the message is a line about it."""
+
+    def __init__(self, name: str, needed: int, there: int) -> None:
+        lack = f"needs about {needed / 2**30:.0f} GiB, {there / 2**30:.0f} are free"
+        super().__init__(f"{name}: {lack}")
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What all cases of a run have in common.
@@ -52,12 +60,14 @@ class Conditions:
         dtype: of parameters, gradients and states.
         device: "cpu" or "cuda".
         peers: names of those that are timed beside this package and the floors.
+        quick: whether parts are to take less.
     """
 
     settings: Settings
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     peers: tuple[str, ...] = DEFAULT_PEERS
+    quick: bool = False
 
 
 def make_groups(workload: Workload, dtype: torch.dtype, device: str = "cpu") -> Groups:

@@ -49,14 +49,14 @@ def elements(conditions: Conditions, bars: Bars) -> list[dict[str, Any]]:
 
 def threads(conditions: Conditions, bars: Bars) -> list[dict[str, Any]]:
     """Steps with 1, 2, 4 ... and all threads; each row says how many."""
-    shorter = _shorter(conditions)
+    fewer = shorter(conditions)
     rows = []
     for name in THREAD_WORKLOADS:
         groups = make_groups(WORKLOADS[name], conditions.dtype, conditions.device)
         for count in _thread_counts(torch.get_num_threads()):
             bars.start(f"threads: {name}, {count}")
             with torch_threads(count):
-                case = measure_case(WORKLOADS[name], MAIN, groups, shorter, bars.advance)
+                case = measure_case(WORKLOADS[name], MAIN, groups, fewer, bars.advance)
             rows.append({"threads": count, **case})
     return rows
 
@@ -66,7 +66,7 @@ def _thread_counts(most: int) -> list[int]:
     return sorted({*(count for count in powers if count <= most), most})
 
 
-def _shorter(conditions: Conditions) -> Conditions:
+def shorter(conditions: Conditions) -> Conditions:
     """Fewer rounds, of torch's default and its fastest implementation."""
     settings = conditions.settings
     settings = replace(
@@ -80,12 +80,12 @@ def _shorter(conditions: Conditions) -> Conditions:
 
 
 def _family(workloads: list[Workload], conditions: Conditions, bars: Bars) -> list[dict[str, Any]]:
-    shorter = _shorter(conditions)
+    fewer = shorter(conditions)
     rows = []
     for workload in workloads:
         bars.start(workload.name)
-        if bytes_needed(workload, MAIN, shorter) <= bytes_available(conditions.device):
-            rows.append(_one(workload, shorter, bars.advance))
+        if bytes_needed(workload, MAIN, fewer) <= bytes_available(conditions.device):
+            rows.append(_one(workload, fewer, bars.advance))
     return rows
 
 

@@ -131,12 +131,15 @@ def _timings(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     """Every timing of a result, by case and peer."""
     parts = result.get("parts", {})
     families = (*parts.get("tensors", ()), *parts.get("elements", ()))
+    stored = (*parts.get("storage", ()), *parts.get("offload", ()))
     named = [
         *((f"{case['workload']}, {case['optimizer']}", case) for case in result["cases"]),
         *((f"{case['workload']}, {case['optimizer']}, alone", case) for case in families),
         *((f"{case['workload']}, threads: {case['threads']}", case)
           for case in parts.get("threads", ())),
         *((f"training: {row['model']}", row) for row in parts.get("training", ())),
+        *((f"{row['workload']}, {row['way']}, threads: {row['threads']}", row)
+          for row in stored),
     ]  # fmt: skip
     return {(name, peer): timing for name, row in named for peer, timing in row["peers"].items()}
 

@@ -195,6 +195,41 @@ def _training(rows: list[dict[str, Any]], result: dict[str, Any], theme: Theme) 
     return _titled(figure, f"Whole training steps with {TRAINED}, {_where(result)}")
 
 
+def _stored(rows: list[dict[str, Any]], result: dict[str, Any], theme: Theme) -> Figure:
+    """Times of every way with all threads, as a part of torch's fused step in float32."""
+    most = max(row["threads"] for row in rows)
+    names = [*dict.fromkeys(row["workload"] for row in rows)]
+    ways = [*dict.fromkeys(row["way"] for row in rows)]
+    figure, panels = plt.subplots(
+        1, len(names), figsize=(4 + 4 * len(names), 1.4 + 0.32 * len(ways)), sharey=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for panel, name in zip(panels[0], names, strict=True):
+        for row in rows:
+            if (row["workload"], row["threads"]) == (name, most):
+                _stored_bar(panel, ways.index(row["way"]), row, theme)
+        panel.axvline(100, color=theme.foreground, linewidth=1)
+        panel.set_title(name, loc="left")
+        panel.set_xlim(left=0)
+        panel.grid(axis="y", visible=False)
+        panel.set_xlabel("% of the time of torch's fused step in float32")
+    panels[0][0].set_yticks(range(len(ways)), ways)
+    panels[0][0].invert_yaxis()
+    title = f"A step of {TRAINED}, stored in fewer bytes; |: moving the bytes alone"
+    return _titled(figure, f"{title}, {_where(result)}")
+
+
+def _stored_bar(panel: Axes, place: int, row: dict[str, Any], theme: Theme) -> None:
+    share = 100 / row["speedup"]["median"]
+    floor = share * row["share_of_touch"]["median"]
+    panel.barh(place, share, 0.7, color=COLOURS[0])
+    panel.plot([floor, floor], [place - 0.35, place + 0.35], color=theme.foreground, linewidth=2)
+    panel.annotate(
+        f"{share:.0f}%", (max(share, floor), place), (5, 0), textcoords="offset points",
+        va="center", fontsize=9,
+    )  # fmt: skip
+
+
 def memory_rate(result: dict[str, Any]) -> float | None:
     """Bytes a second that the memory gives: the touch kernel's, on what no cache holds.
 
@@ -235,4 +270,6 @@ _PICTURES: dict[str, _Draw] = {
     "elements": _elements,
     "workloads": _workloads,
     "training": _training,
+    "storage": _stored,
+    "offload": _stored,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import case_tables, part_tables
+from . import case_tables, part_tables, storage_tables
 from .table import Table, is_gpu
 from .targets import targets
 
@@ -19,7 +19,9 @@ def all_tables(result: dict[str, Any]) -> dict[str, Table]:
     """Every table for which the result has rows, by name."""
     cases = dict.fromkeys(("overview", "steps", "cold", "details", AIMS), result["cases"])
     rows = {**cases, **result.get("parts", {})}
-    made = {name: make(rows[name], result) for name, make in _TABLES.items() if rows.get(name)}
+    # Aims are held against parts, too.
+    has_rows = [name for name in _TABLES if rows.get(name) or name == AIMS]
+    made = {name: _TABLES[name](rows[name], result) for name in has_rows}
     return {name: table for name, table in made.items() if table.rows}
 
 
@@ -75,5 +77,8 @@ _TABLES: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], Table]] = {
     "threads": part_tables.threads,
     "training": part_tables.training,
     "costs": part_tables.costs,
+    "storage": storage_tables.storage,
+    "offload": storage_tables.storage,
+    "memory": storage_tables.memory,
     AIMS: targets,
 }

@@ -17,6 +17,13 @@ IN_NO_CACHE = 1e9  # bytes; the largest caches of processors and GPUs have some 
 
 IMPORT_SECONDS = 0.05
 
+# Of what is stored in fewer bytes, by the end of the way's name: the ratio to torch's fused step in
+# float32. All-bfloat16 is stochastic rounding with states rounded as they are by default.
+RATIO_IN_FEWER_BYTES = {"16-bit states": 1.3, "stochastic rounding": 1.5, "8-bit states": 1.2}
+RATIO_TO_OTHER_8_BIT_STEPS = 20
+RATIO_TO_DEEPSPEED = 1.4
+MOST_BYTES = {"float32, 8-bit states": 6.04, "bfloat16 with master, 8-bit states": 6.04}
+
 
 def targets(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     """Every aim for which the result has a number."""
@@ -29,6 +36,9 @@ def targets(cases: list[dict[str, Any]], result: dict[str, Any]) -> Table:
             *_rows_in_16_bits(cases),
             *_touch_rows(cases),
             *_cost_rows(parts.get("costs", [])),
+            *_stored_rows(parts.get("storage", []), result.get("threads")),
+            *_offload_rows(parts.get("offload", [])),
+            *_memory_rows(parts.get("memory", [])),
         ],
         "Ratios to torch's fastest implementation; speed as a share of the touch kernel's, on what "
         "no cache holds. tie: the aim is between the quartiles.",
@@ -83,6 +93,48 @@ def _cost_rows(costs: list[dict[str, Any]]) -> list[list[str]]:
         ours = constructions.pop(OURS)
         rows.append(_at_most("construction", min(constructions.values()), ours))
     return rows
+
+
+def _stored_rows(rows: list[dict[str, Any]], threads: int | None) -> list[list[str]]:
+    """The lowest ratio of each kind of way, with all threads."""
+    with_all = [row for row in rows if row["threads"] == threads]
+    made = []
+    for kind, least in RATIO_IN_FEWER_BYTES.items():
+        of_kind = [{**row, "optimizer": row["way"]} for row in with_all
+                   if row["way"].endswith(kind)]  # fmt: skip
+        made += _ratio_rows(f"{kind}, to torch's fused float32, lowest", of_kind, least)
+    for peer in {peer: None for row in with_all for peer in row["low_bit"]}:
+        ratios = [row["ratios"][peer] for row in with_all if peer in row["ratios"]]
+        lowest = min(ratios, key=lambda ratio: ratio["median"])
+        made.append(_ratio_row(f"to {peer}", lowest, RATIO_TO_OTHER_8_BIT_STEPS))
+    return made
+
+
+def _offload_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Every way of offloading that keeps a float32 master, beside DeepSpeed's best setting."""
+    return [
+        _ratio_row(f"offload, {row['way']}, to deepspeed's best", best, RATIO_TO_DEEPSPEED)
+        for row in rows
+        if (best := row["yardsticks"].get("deepspeed")) and row["way"] != "float32"
+    ]
+
+
+def _ratio_row(aim: str, summary: dict[str, float], least: float) -> list[str]:
+    measured = three_digits(summary["median"])
+    return [aim, three_digits(least), measured, _reached(summary, least)]
+
+
+def _memory_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [
+            f"bytes per parameter, {row['way']}",
+            f"at most {three_digits(MOST_BYTES[row['way']])}",
+            three_digits(row["resident"]),
+            "yes" if row["resident"] <= MOST_BYTES[row["way"]] else "no",
+        ]
+        for row in rows
+        if row["who"] == OURS and row["way"] in MOST_BYTES
+    ]
 
 
 def _at_most(aim: str, most: float, measured: float) -> list[str]:

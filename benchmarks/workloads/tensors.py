@@ -66,6 +66,10 @@ _IN_16_BITS = {
 
 WORKLOADS = {**_IN_THE_RUNS_DTYPE, **_IN_16_BITS}
 
+# What one process of an offloaded model steps: flat tensors, as sharding makes them.
+OFFLOAD = equal_tensors(4, 64 * 1024 * 1024, "offload")
+OFFLOAD_QUICK = equal_tensors(4, 4 * 1024 * 1024, "offload-16m")
+
 # Those that a quick run leaves out: as large as others, or larger.
 LONG = (
     "bert-base",
