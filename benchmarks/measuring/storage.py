@@ -125,7 +125,7 @@ def measure(
     """Times every way on one workload, and in the same rounds torch's fused step in float32.
 
     Args:
-        workload: what is stepped, by AdamW.
+        workload: what is stepped.
         ways: names in ``WAYS``.
         threads: numbers of threads; other packages are timed with the last of them only, because
             a step may have been compiled for it.
