@@ -9,6 +9,7 @@ import torch
 from ..contestants.floors import as_words
 
 States = dict[str, Any]
+Kind = tuple[type, torch.dtype, torch.Size]
 
 
 def share_states(owner: Any, other: Any) -> bool:
@@ -54,29 +55,31 @@ def _states(optimizer: Any, param: torch.Tensor) -> States:
     }
 
 
-def _kind(tensor: torch.Tensor) -> tuple[type, torch.dtype, torch.Size]:
+def _kind(tensor: torch.Tensor) -> Kind:
     return type(tensor), tensor.dtype, tensor.shape
 
 
 class SharedStates:
     """States of the same parameters in whatever formats there are, each format's in one memory.
 
-    An optimizer takes the memory of those before it that have as many tensors of one kind, in their
-    order: codes with their scales, a second moment after a first.
+    An optimizer takes the memory of those before it that have as many tensors of each kind that
+    both have, in their order: codes with their scales, a second moment after a first.
     """
 
     def __init__(self) -> None:
-        self._owned: dict[tuple[int, tuple[type, torch.dtype, torch.Size]], list[torch.Tensor]] = {}
+        self._owned: dict[tuple[int, Kind], list[torch.Tensor]] = {}
 
     def share(self, optimizer: Any) -> None:
         """Gives an optimizer that has taken a step the memory of others, or lends its own."""
         for index, param in enumerate(_params(optimizer)):
             state = optimizer.state[param]
-            kinds: dict[tuple[type, torch.dtype, torch.Size], States] = {}
+            kinds: dict[Kind, States] = {}
             for name, value in state.items():
                 if isinstance(value, torch.Tensor) and value.dim() > 0:
                     kinds.setdefault(_kind(value), {})[name] = value
-            for kind, own in kinds.items():
-                owned = self._owned.setdefault((index, kind), [*own.values()])
-                if len(owned) == len(own):
-                    state.update(zip(own, owned, strict=True))
+            owned = {kind: self._owned.get((index, kind), [*own.values()])
+                     for kind, own in kinds.items()}  # fmt: skip
+            if all(len(owned[kind]) == len(own) for kind, own in kinds.items()):
+                for kind, own in kinds.items():
+                    self._owned[index, kind] = owned[kind]
+                    state.update(zip(own, owned[kind], strict=True))

@@ -32,6 +32,7 @@ from fusedopt.benchmarks.measuring import resident, storage
 from fusedopt.benchmarks.measuring.checks import UnfitError, check_stored
 from fusedopt.benchmarks.measuring.describe import moved_bytes, stored_bytes
 from fusedopt.benchmarks.measuring.measure import Conditions, LackOfMemoryError
+from fusedopt.benchmarks.measuring.shared_states import SharedStates
 from fusedopt.benchmarks.measuring.storage import Formats
 from fusedopt.benchmarks.measuring.timing import interleave
 from fusedopt.benchmarks.reporting import compare, plots, report, tables, targets
@@ -158,6 +159,33 @@ def test_each_format_has_one_memory():
     assert all(len(places) == most[key[0]] for key, places in by_format.items())
     parameters = {key[2] for key in by_format if key[0] == "parameter"}
     assert parameters == {torch.float32, torch.bfloat16}
+
+
+class Stepped:
+    """An optimizer that has states."""
+
+    def __init__(self, param, **state):
+        self.param_groups = [{"params": [param]}]
+        self.state = {param: state}
+
+
+def test_an_optimizer_shares_all_kinds_of_states_or_none():
+    """Codes whose scales are somebody else's would stand for other numbers."""
+
+    def codes():
+        return torch.zeros(8, dtype=torch.uint8)
+
+    params = [torch.zeros(8) for _ in range(3)]
+    owner = Stepped(params[0], exp_avg=codes(), scale=torch.zeros(2))
+    same = Stepped(params[1], state1=codes(), absmax=torch.zeros(2), map=torch.zeros(3))
+    other = Stepped(params[2], state1=codes(), absmax=torch.zeros(2), map=torch.zeros(2))
+    own = dict(other.state[params[2]])
+    shared = SharedStates()
+    for optimizer in (owner, same, other):
+        shared.share(optimizer)
+    assert same.state[params[1]]["state1"] is owner.state[params[0]]["exp_avg"]
+    assert same.state[params[1]]["absmax"] is owner.state[params[0]]["scale"]
+    assert all(other.state[params[2]][name] is own[name] for name in own)
 
 
 @pytest.mark.usefixtures("deepspeed")
