@@ -32,6 +32,7 @@ from fusedopt.convert import to_float32_state as to_float32_state
 from fusedopt.environment import USES_HUGE_PAGES, USES_TORCH_LIBRARY
 from fusedopt.optimizers.base import FusedOptimizer as FusedOptimizer
 from fusedopt.optimizers.base import local_tensor as local_tensor
+from fusedopt.optimizers.shards import part_of as part_of
 
 if TYPE_CHECKING:  # Type checkers run nothing: they see the classes where their rows are.
     from fusedopt.checking.rows import *  # noqa: F403
@@ -58,7 +59,7 @@ for _row in _ROWS:
 FusedOptimizer.__module__ = __name__
 
 with torch.inference_mode(False):
-    _native.attach(torch, local_tensor, USES_TORCH_LIBRARY)
+    _native.attach(torch, local_tensor, part_of, USES_TORCH_LIBRARY)
 _native.use_huge_pages(USES_HUGE_PAGES)
 if _isa := os.environ.get("FUSEDOPT_ISA", "").strip().lower():
     try:

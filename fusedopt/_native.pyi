@@ -14,6 +14,7 @@ compiler: str
 def attach(
     torch: ModuleType,
     local_tensor: Callable[[torch.Tensor, torch.Tensor | None, bool], torch.Tensor],
+    part_of: Callable[[torch.Tensor], tuple[int, int]],
     use_library: bool = True,
 ) -> None: ...
 def torch_answers() -> list[str]: ...

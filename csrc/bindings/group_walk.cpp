@@ -189,7 +189,11 @@ void GroupWalk::resolve(const Unresolved& unresolved) {
   if (is_step) {
     if (!torch_.is_plain(tensor)) tensor = torch_.unwrap(tensor, Py_None, false, memory_.keep);
   } else if (!torch_.is_plain(tensor) || !torch_.is_plain(plan.param)) {
-    PyObject* const owner = unresolved.operand == kParam ? Py_None : plan.param;
+    const bool is_param = unresolved.operand == kParam;
+    if (is_param && !memory_.groups[static_cast<size_t>(plan.group_index)].storage.is_usual()) {
+      plan.part = torch_.part_of(plan.param);
+    }
+    PyObject* const owner = is_param ? Py_None : plan.param;
     tensor = torch_.unwrap(tensor, owner, is_grad, memory_.keep);
   }
   const char* const name =

@@ -159,10 +159,9 @@ PYBIND11_MODULE(_native, m) {
   m.attr("compiler") = FUSEDOPT_COMPILER;
   m.def(
       "attach",
-      [](const py::object& torch, const py::object& local_tensor, bool use_library) {
-        torch_tensors().attach(torch, local_tensor, use_library);
-      },
-      py::arg("torch"), py::arg("local_tensor"), py::arg("use_library") = true);
+      [](const py::object& torch, const py::object& local_tensor, const py::object& part_of,
+         bool use_library) { torch_tensors().attach(torch, local_tensor, part_of, use_library); },
+      py::arg("torch"), py::arg("local_tensor"), py::arg("part_of"), py::arg("use_library") = true);
   m.def("torch_answers", [] { return torch_tensors().functions().answers(); });
   m.def(
       "step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),

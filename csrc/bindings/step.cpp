@@ -150,7 +150,8 @@ void Step::choose_formats(const ParamPlan& plan, const Engine& engine) {
       return operand.role == rule_.info.role_of_scales(state);
     });
     const StateInfo& info = rule_.info.states[state];
-    views[k].format = storage.of_state(info, views[k].format, has_scales, views[k].numel);
+    const int64_t elements = std::max(views[k].numel, plan.part.of);
+    views[k].format = storage.of_state(info, views[k].format, has_scales, elements);
   }
   for (size_t k = 0; k < views.size(); ++k) {
     if (engine.stores(views[k].format)) continue;
@@ -169,10 +170,10 @@ void Step::describe_scales(const ParamPlan& plan) {
   for (size_t t = plan.operand_count; t < all.size(); ++t) {
     const char* const name = name_of(all[t]);
     const TensorView view = to_view(torch_.describe(tensors[t], name), name);
-    if (view.device != param.device || view.format != Format::kFloat32 || view.numel != blocks ||
+    if (view.device != param.device || view.format != Format::kFloat32 || view.numel < blocks ||
         !is_contiguous(view)) {
       throw Refusal(Refusal::kRuntime,
-                    name + (" must be " + std::to_string(blocks) +
+                    name + (" must be at least " + std::to_string(blocks) +
                             " numbers of dtype float32 without gaps, on the parameter's device"));
     }
     const auto of_state = std::find_if(all.begin(), all.end(), [&](const Operand& operand) {
@@ -190,8 +191,10 @@ void Step::describe_scales(const ParamPlan& plan) {
 void Step::plan_draws(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step) {
   const StorageOptions& storage = group_of(plan).storage;
   if (!storage.draws_random_bits()) return;
-  update.draws = list.updates.add(Draws{
-      .seed = storage.seed, .param = plan.number, .step = static_cast<uint32_t>(step), .first = 0});
+  update.draws = list.updates.add(Draws{.seed = storage.seed,
+                                        .param = plan.number,
+                                        .step = static_cast<uint32_t>(step),
+                                        .first = plan.part.first});
 }
 
 DLTensor Step::describe_gradient(PyObject*& grad) {

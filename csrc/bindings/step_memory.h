@@ -51,6 +51,7 @@ struct ParamPlan {
   uint8_t operand_count = 0;    // of the update
   uint8_t tensor_count = 0;     // scales included, which come last
   bool is_fresh = false;        // a state of the rule did not exist
+  Part part = {};               // of a DTensor, where it matters for how it is stored
   DeviceUpdates* list = nullptr;
 
   bool has_new_states() const { return new_states != kNone; }

@@ -24,8 +24,8 @@ struct StorageOptions {
   // How a parameter whose elements are of this format is stored. Throws Refusal if the options do
   // not fit it.
   Format of_param(Format format) const;
-  // The same for a state, `elements` long. `format` is a float's; or kUnsigned8 for codes, which
-  // have scales.
+  // The same for a state of a parameter of `elements` on all processes. `format` is a float's; or
+  // kUnsigned8 for codes, which have scales.
   Format of_state(const StateInfo& state, Format format, bool has_scales, int64_t elements) const;
 };
 

@@ -102,7 +102,7 @@ std::string unusual_kind(const py::handle& tensor) {
 }  // namespace
 
 void TorchTensors::attach(const py::object& torch, const py::object& local_tensor,
-                          bool use_library) {
+                          const py::object& part_of, bool use_library) {
   const py::object tensor_type = torch.attr("Tensor");
   const DLPackExchangeAPI* const api = find_exchange_table(tensor_type);
   TorchLibrary library;
@@ -114,6 +114,7 @@ void TorchTensors::attach(const py::object& torch, const py::object& local_tenso
   tensor_type_ = keep(tensor_type);
   parameter_type_ = keep(torch.attr("nn").attr("Parameter"));
   local_tensor_ = keep(local_tensor);
+  part_of_ = keep(part_of);
   get_num_threads_ = keep(torch.attr("get_num_threads"));
   increment_version_ = keep(torch.attr("autograd").attr("graph").attr("increment_version"));
   is_neg_ = keep(tensor_type.attr("is_neg"));
@@ -163,6 +164,12 @@ PyObject* TorchTensors::unwrap(PyObject* tensor, PyObject* param, bool is_grad,
                                                       is_grad ? Py_True : Py_False, nullptr))
                         .release()
                         .ptr());
+}
+
+Part TorchTensors::part_of(PyObject* param) const {
+  const auto [of, first] =
+      take(PyObject_CallOneArg(part_of_.ptr(), param)).cast<std::pair<int64_t, int64_t>>();
+  return {of, first};
 }
 
 bool TorchTensors::is_negated_view(PyObject* tensor) const {

@@ -14,17 +14,27 @@
 
 namespace fusedopt {
 
+// Elements that are part of a larger tensor.
+struct Part {
+  int64_t of = 0;     // elements of the whole
+  int64_t first = 0;  // number of the first in it
+};
+
 class TorchTensors {
  public:
-  // What the rest of this library needs of the torch module. `local_tensor` is what unwrap() calls.
+  // What the rest of this library needs of the torch module. unwrap() calls `local_tensor`, and
+  // part_of() calls `part_of`.
   // The library only makes this faster; without `use_library` it is left alone.
-  void attach(const py::object& torch, const py::object& local_tensor, bool use_library);
+  void attach(const py::object& torch, const py::object& local_tensor, const py::object& part_of,
+              bool use_library);
 
   // Whether it is of class Tensor or Parameter itself, so that its memory is its own.
   bool is_plain(PyObject* object) const;
   // The plain tensor that holds the memory of `tensor`, which is the gradient or a state of
   // `param`, or param itself or a step count, with None for a param. Raises if there is none.
   PyObject* unwrap(PyObject* tensor, PyObject* param, bool is_grad, KeepAlive& keep) const;
+  // How many elements a parameter has on all processes, and which of them is the first of this one.
+  Part part_of(PyObject* param) const;
 
   // Metadata of a plain tensor, valid while it is alive and unchanged. `what` names it in errors.
   // Throws Refusal if its elements are not in memory as those of a tensor are.
@@ -70,7 +80,7 @@ class TorchTensors {
 
   const DLPackExchangeAPI* api_ = nullptr;
   TorchLibrary library_;
-  py::handle tensor_type_, parameter_type_, local_tensor_;
+  py::handle tensor_type_, parameter_type_, local_tensor_, part_of_;
   py::handle get_num_threads_, increment_version_, is_neg_;
 };
 

@@ -13,6 +13,7 @@ from fusedopt import _native
 from fusedopt.hooks import observed_once, stepping, untraced
 from fusedopt.modes import visible
 from fusedopt.optimizers import foreign, masters, storage
+from fusedopt.optimizers.shards import is_distributed
 from fusedopt.optimizers.storage import check_storage
 
 if TYPE_CHECKING:
@@ -46,19 +47,14 @@ def local_tensor(
     """
     if hasattr(tensor, "trigger_wait"):  # torch.distributed's AsyncCollectiveTensor
         return local_tensor(tensor.trigger_wait(), param, is_grad)
-    if param is not None and _is_distributed(param) != _is_distributed(tensor):
-        which = "the parameter" if _is_distributed(param) else "its gradient or a state"
+    if param is not None and is_distributed(param) != is_distributed(tensor):
+        which = "the parameter" if is_distributed(param) else "its gradient or a state"
         raise RuntimeError(f"got mixed torch.Tensor and DTensor: only {which} is a DTensor")
-    if _is_distributed(tensor):
+    if is_distributed(tensor):
         return local_tensor(_placed(tensor, param, is_grad)._local_tensor)
     if hasattr(tensor, "__tensor_flatten__"):
         raise TypeError(f"fusedopt cannot step a tensor of class {type(tensor).__name__}")
     return tensor
-
-
-def _is_distributed(tensor: torch.Tensor) -> bool:
-    """Whether it is a DTensor, without importing torch.distributed."""
-    return isinstance(getattr(tensor, "_local_tensor", None), torch.Tensor)
 
 
 def _placed(tensor: Any, param: Any, is_grad: bool) -> Any:
@@ -122,8 +118,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     All classes have four more options, keyword-only and for each parameter group, which say how
     parameters and states are stored. They are keys of a group only where they are not their
-    defaults. They need plain parameters on the CPU so far; with DTensors, and on a GPU, they raise
-    ``NotImplementedError``.
+    defaults. They need parameters on the CPU so far; on a GPU they raise ``NotImplementedError``,
+    and so does a DTensor whose shards are not in one piece or cut unevenly twice.
 
     - ``state_bits``: None keeps states in the parameter's dtype, as torch does. 32 is float32; 16
       is bfloat16, rounded stochastically; 8 is a code for each element and a scale for each block

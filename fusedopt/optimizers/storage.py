@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedopt import _native
+from fusedopt.optimizers import scales, shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,8 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 
-# Elements of a block of codes, which have one scale, and the fewest that a parameter stores so.
-BLOCK = 256
+# The fewest elements that a parameter stores in codes.
 FEWEST_CODES = 4096
 
 REMAINDER = "param_remainder"
@@ -47,28 +47,29 @@ def is_usual(group: Mapping[str, Any]) -> bool:
     return not asked_for_in(group)
 
 
-def _refuse_distributed(param: torch.Tensor, group: Mapping[str, Any], where: str = "") -> None:
-    # Blocks of codes and random bits are counted in the whole tensor, which no rank has.
-    asked = asked_for_in(group)
-    if asked and isinstance(getattr(param, "_local_tensor", None), torch.Tensor):
-        raise NotImplementedError(
-            f"{where}is a DTensor, for which {', '.join(asked)} cannot be asked"
-        )
-
-
 def check_storage(group: Mapping[str, Any], index: int) -> None:
     """Refuses options of a group that are out of bounds or do not fit its parameters.
 
     Raises:
         ValueError: it names the group, the parameter, the option and what to do instead.
-        NotImplementedError: a parameter is a DTensor.
+        NotImplementedError: a DTensor whose shards cannot be stored so.
     """
     if is_usual(group):
         return
-    for position, param in enumerate(group["params"]):
-        _refuse_distributed(param, group, f"parameter group {index}, parameter {position}: ")
     dtypes = [str(param.dtype).removeprefix("torch.") for param in group["params"]]
     _native.check_storage(group, index, dtypes)
+    for position, param in enumerate(group["params"]):
+        _check_shards(param, group, f"parameter group {index}, parameter {position}")
+
+
+def _check_shards(param: torch.Tensor, group: Mapping[str, Any], where: str) -> None:
+    try:
+        shards.part_of(param)
+        if state_dtype(param, group) == torch.uint8:
+            scales.shape_of(param)
+    except NotImplementedError as error:
+        asked = ", ".join(asked_for_in(group))
+        raise NotImplementedError(f"{where}: {asked} cannot be asked for: {error}") from error
 
 
 def state_dtype(param: torch.Tensor, group: Mapping[str, Any]) -> torch.dtype:
@@ -89,36 +90,31 @@ def filled_state(
     name: str, param: torch.Tensor, group: Mapping[str, Any], value: float
 ) -> dict[str, torch.Tensor]:
     """A state without a sign whose elements are all ``value``, and its scales if it has any."""
-    dtype = state_dtype(param, group)
-    if dtype != torch.uint8:
-        return {name: torch.full_like(param, value, dtype=dtype)}
-    scales = empty_state(scale_name(name), param, group)
-    assert scales is not None
+    state = empty_state(name, param, group)
+    assert state is not None
+    if state.dtype != torch.uint8:
+        return {name: state.fill_(value)}
     # The last code is 1, the first is 0.
-    codes = torch.full_like(param, 255 if value > 0 else 0, dtype=dtype)
-    return {name: codes, scale_name(name): scales.fill_(value)}
-
-
-def _empty_scales(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    return torch.empty(-(-tensor.numel() // BLOCK), dtype=torch.float32, device=device)
+    beside = scales.empty(param)
+    scales.in_blocks(beside, shards.local(param).numel()).fill_(value)
+    return {name: state.fill_(255 if value > 0 else 0), scale_name(name): beside}
 
 
 def empty_state(name: str, param: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor | None:
     """Memory for a state, for the scales of one, or for the remainder of the parameter's master.
 
     Returns:
-        A tensor of the parameter's shape and memory format; for scales one number for each block of
-        256 elements, or None for a state that has none.
+        A tensor of the parameter's shape and memory format, a DTensor where the parameter is one;
+        for scales one number for each block of 256 elements, or None for a state that has none.
     """
-    _refuse_distributed(param, group)
-    if name == REMAINDER:
-        return torch.empty_like(param, dtype=torch.int16)
-    dtype = state_dtype(param, group)
-    if not name.endswith(_SCALE):
-        return torch.empty_like(param, dtype=dtype)
-    if dtype != torch.uint8:
-        return None
-    return _empty_scales(param, param.device)
+    dtype = torch.int16 if name == REMAINDER else state_dtype(param, group)
+    is_coded = dtype == torch.uint8
+    if name.endswith(_SCALE):
+        return scales.empty(param) if is_coded else None
+    # Blocks of shards are those of the whole in the order of the dimensions only.
+    in_order = is_coded and shards.is_distributed(param)
+    order = torch.contiguous_format if in_order else torch.preserve_format
+    return torch.empty_like(param, dtype=dtype, memory_format=order)
 
 
 def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
@@ -130,17 +126,18 @@ def _format_of_codes(signed: bool) -> str:
     return "signed codes" if signed else "unsigned codes"
 
 
-def decoded(codes: torch.Tensor, scales: torch.Tensor, signed: bool) -> torch.Tensor:
-    """The float32 numbers of codes, of their shape, device and memory format."""
-    on_cpu = torch.empty_like(codes, device="cpu").copy_(codes.detach())
+def decoded(codes: torch.Tensor, beside: torch.Tensor, signed: bool) -> torch.Tensor:
+    """The float32 numbers of codes and their scales, of the codes' shape, device and placement."""
+    part = shards.local(codes)
+    on_cpu = torch.empty_like(part, device="cpu").copy_(part)
     numbers = torch.empty_like(on_cpu, dtype=torch.float32)
     _native.decode(
         _format_of_codes(signed),
         in_memory_order(on_cpu),
-        scales.detach().cpu(),
+        scales.in_blocks(beside, part.numel()).cpu(),
         in_memory_order(numbers),
     )
-    return numbers.to(codes.device)
+    return shards.like(codes, numbers.to(part.device))
 
 
 def numbers_of(name: str, states: Mapping[str, Any], signed: bool) -> torch.Tensor | None:
@@ -152,14 +149,22 @@ def numbers_of(name: str, states: Mapping[str, Any], signed: bool) -> torch.Tens
 
 
 def encoded(numbers: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and scales of numbers of any floating dtype, on their device."""
-    on_cpu = torch.empty_like(numbers, dtype=torch.float32, device="cpu").copy_(numbers.detach())
+    """Codes and scales of numbers of any floating dtype, on their device, placed as they are."""
+    part = shards.local(numbers)
+    in_order = shards.is_distributed(numbers)
+    order = torch.contiguous_format if in_order else torch.preserve_format
+    on_cpu = torch.empty_like(part, dtype=torch.float32, device="cpu", memory_format=order)
     codes = torch.empty_like(on_cpu, dtype=torch.uint8)
-    scales = _empty_scales(numbers, "cpu")
+    of_blocks = torch.empty(scales.count(part.numel()))
     _native.encode(
-        _format_of_codes(signed), in_memory_order(codes), scales, in_memory_order(on_cpu)
+        _format_of_codes(signed),
+        in_memory_order(codes),
+        of_blocks,
+        in_memory_order(on_cpu.copy_(part)),
     )
-    return codes.to(numbers.device), scales.to(numbers.device)
+    beside = scales.empty(numbers)
+    scales.in_blocks(beside, part.numel()).copy_(of_blocks)
+    return shards.like(numbers, codes.to(part.device)), beside
 
 
 def convert(
@@ -180,7 +185,7 @@ def convert(
             have, but float32 for codes.
 
     Raises:
-        ValueError: codes without scales.
+        ValueError: codes without scales, or with those of other shards.
 
     Returns:
         Whether any of them was stored otherwise.
@@ -192,6 +197,8 @@ def convert(
     for name, signed in signs.items():
         state = states.get(name)
         is_coded = isinstance(state, torch.Tensor) and state.dtype == torch.uint8
+        if is_coded and scale_name(name) in states:
+            scales.check(states[scale_name(name)], param, scale_name(name))
         wanted = torch.float32 if is_coded and dtype is None else dtype
         if not isinstance(state, torch.Tensor) or wanted in (None, state.dtype):
             continue

@@ -7,16 +7,16 @@ import torch
 from torch.func import functionalize, grad, vmap
 
 import fusedopt
-from fusedopt import _native, local_tensor
+from fusedopt import _native, local_tensor, part_of
 from helpers import scaled_step
 
 
 @pytest.fixture(params=["library", "exchange table"], autouse=True)
 def way(request):
     """How tensors are read in a test."""
-    _native.attach(torch, local_tensor, use_library=request.param == "library")
+    _native.attach(torch, local_tensor, part_of, use_library=request.param == "library")
     yield
-    _native.attach(torch, local_tensor)
+    _native.attach(torch, local_tensor, part_of)
 
 
 def ones():

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt import _native, local_tensor
+from fusedopt import _native, local_tensor, part_of
 
 # A torch whose table a test has changed; its memory has the layout of dlpack.h.
 PRELUDE = """
 import ctypes, types
 import torch
-from fusedopt import _native, local_tensor
+from fusedopt import _native, local_tensor, part_of
 
 class Table(ctypes.Structure):
     _fields_ = [("major", ctypes.c_uint32), ("minor", ctypes.c_uint32),
@@ -43,13 +43,13 @@ def attach(**attributes):
     fake = types.SimpleNamespace(
         Tensor=tensor, nn=torch.nn, get_num_threads=torch.get_num_threads, autograd=torch.autograd,
         empty=torch.empty)
-    _native.attach(fake, local_tensor)
+    _native.attach(fake, local_tensor, part_of)
 
 def attach_table(name=NAME, **options):
     original = torch.Tensor.__dlpack_c_exchange_api__
     torch.Tensor.__dlpack_c_exchange_api__ = new_capsule(ctypes.addressof(table), name, None)
     try:
-        _native.attach(torch, local_tensor, **options)
+        _native.attach(torch, local_tensor, part_of, **options)
     finally:
         torch.Tensor.__dlpack_c_exchange_api__ = original
 
@@ -123,7 +123,7 @@ def test_this_torch_is_read_through_its_library():
 def test_of_a_tried_release_all_functions_are_called():
     run_python("""
 for torch.__version__ in ("2.13.0", "2.13.0+cpu", "2.13.5+cu130"):
-    _native.attach(torch, local_tensor)
+    _native.attach(torch, local_tensor, part_of)
     assert _native.torch_answers() == ["description", "negation", "version"], torch.__version__
 """)
 
@@ -133,7 +133,7 @@ def test_of_another_release_only_stable_functions_are_called():
 import fusedopt
 for torch.__version__ in ("2.12.1", "2.14.0", "2.130.0", "3.13.0", "2.13", "2.13.0a0+git5",
                           "2.13.0rc1", "2.13.0.dev1", "v2.13.0", "", "unknown", None, 2.13):
-    _native.attach(torch, local_tensor)
+    _native.attach(torch, local_tensor, part_of)
     assert _native.torch_answers() == ["description"], torch.__version__
     check()
     negated = torch.nn.Parameter(torch.ones(3))
@@ -188,11 +188,11 @@ def test_the_import_refuses_another_value_of_the_switch():
 
 
 def test_the_library_is_left_alone_if_told_so():
-    _native.attach(torch, local_tensor, use_library=False)
+    _native.attach(torch, local_tensor, part_of, use_library=False)
     try:
         assert _native.torch_answers() == []
     finally:
-        _native.attach(torch, local_tensor)
+        _native.attach(torch, local_tensor, part_of)
 
 
 def test_import_in_inference_mode_and_on_another_default_device():
@@ -228,7 +228,7 @@ names = dict(Tensor=torch.Tensor, nn=torch.nn, get_num_threads=torch.get_num_thr
 {change}
 for dtype in ("float64", "bfloat16", "float16", "int32", "int64"):
     names[dtype] = getattr(torch, dtype)
-_native.attach(types.SimpleNamespace(**names), local_tensor)
+_native.attach(types.SimpleNamespace(**names), local_tensor, part_of)
 assert _native.torch_answers() == [], _native.torch_answers()
 check()
 """)
@@ -241,7 +241,7 @@ def interrupted(*args, **kw):
 
 original, torch.empty = torch.empty, interrupted
 try:
-    _native.attach(torch, local_tensor)
+    _native.attach(torch, local_tensor, part_of)
 except KeyboardInterrupt:
     torch.empty = original
 else:
@@ -265,7 +265,7 @@ def elsewhere(tensor, out):
 table.describe = ctypes.cast(elsewhere, ctypes.c_void_p)
 attach_table()
 assert _native.torch_answers() == ["negation", "version"], _native.torch_answers()
-_native.attach(torch, local_tensor)
+_native.attach(torch, local_tensor, part_of)
 assert "description" in _native.torch_answers()
 check()
 """)

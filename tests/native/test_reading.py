@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt import _native, local_tensor
+from fusedopt import _native, local_tensor, part_of
 from fusedopt.checking.cases import CASES, DTYPES
 from helpers import snapshot
 
@@ -14,9 +14,9 @@ from helpers import snapshot
 @pytest.fixture(params=["library", "exchange table"])
 def way(request):
     """How tensors are read in a test."""
-    _native.attach(torch, local_tensor, use_library=request.param == "library")
+    _native.attach(torch, local_tensor, part_of, use_library=request.param == "library")
     yield request.param
-    _native.attach(torch, local_tensor)
+    _native.attach(torch, local_tensor, part_of)
 
 
 def in_every_layout(dtype):
@@ -33,7 +33,7 @@ def in_every_layout(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_both_ways_give_the_same_bits_and_versions(dtype):
     def run(use_library):
-        _native.attach(torch, local_tensor, use_library)
+        _native.attach(torch, local_tensor, part_of, use_library)
         results = []
         for case in CASES:
             params = []
@@ -49,7 +49,7 @@ def test_both_ways_give_the_same_bits_and_versions(dtype):
     try:
         by_table, by_library = run(False), run(True)
     finally:
-        _native.attach(torch, local_tensor)
+        _native.attach(torch, local_tensor, part_of)
     assert by_table == by_library
 
 

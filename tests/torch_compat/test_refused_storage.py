@@ -111,15 +111,6 @@ def test_states_of_other_options_are_refused(stored, asked_for):
     assert snapshot(optimizer) == before
 
 
-def test_a_dtensor_is_refused_by_name():
-    param = torch.nn.Parameter(torch.ones(3))
-    param._local_tensor = param.detach()
-    with pytest.raises(
-        NotImplementedError, match="parameter 0: is a DTensor, for which state_bits"
-    ):
-        fusedopt.Adam([param], state_bits=16)
-
-
 def test_two_states_with_one_tensor_of_scales_are_refused():
     param = torch.nn.Parameter(torch.ones(5000))
     optimizer = fusedopt.Adam([param], state_bits=8)
@@ -139,6 +130,6 @@ def test_scales_that_do_not_fit_are_refused(wrong):
     step(optimizer, torch.ones(5000))
     optimizer.state[param]["exp_avg_scale"] = wrong
     before = snapshot(optimizer)
-    with pytest.raises(RuntimeError, match="exp_avg_scale must be 20 numbers of dtype float32"):
+    with pytest.raises(RuntimeError, match="exp_avg_scale must be at least 20 numbers"):
         step(optimizer, torch.ones(5000))
     assert snapshot(optimizer) == before
