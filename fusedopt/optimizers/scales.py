@@ -24,12 +24,16 @@ def shape_of(param: torch.Tensor) -> tuple[int, ...]:
     Where no shard cuts a block, blocks are those of the whole parameter. The scales then lie in
     rows as the elements do, with those of several rows in one where only these make whole blocks:
     so the shape is the same on any number of processes, and cuts of the parameter are cuts of the
-    scales. Elsewhere blocks are those of each shard. The shape, one longer than the parameter's, is
-    then the number of shards in each dimension, and the blocks of a shard.
+    scales. In one dimension are those of a plain tensor with its elements in another order.
+
+    Elsewhere blocks are those of each shard. The shape, one longer than the parameter's, is then
+    the number of shards in each dimension, and the blocks of a shard.
 
     Raises:
         NotImplementedError: a dimension that several dimensions of the device mesh cut unevenly.
     """
+    if not (shards.is_distributed(param) or param.is_contiguous()):
+        return (count(param.numel()),)
     made = shards.cuts(param)
     parts = [1] * param.dim()
     for cut in made:
@@ -75,14 +79,14 @@ def in_blocks(scales: torch.Tensor, elements: int) -> torch.Tensor:
     return shards.local(scales).reshape(-1)[: count(elements)]
 
 
-def check(scales: torch.Tensor, param: torch.Tensor, name: str) -> None:
-    """Refuses scales that are not those of a parameter's blocks.
+def check(scales: torch.Tensor, codes: torch.Tensor, name: str) -> None:
+    """Refuses scales that are not those of a state's blocks.
 
     Raises:
         ValueError: their shape is another, because they were saved of other shards.
     """
-    expected = shape_of(param)
-    is_plain = not shards.is_distributed(param) and scales.shape == (count(param.numel()),)
+    expected = shape_of(codes)
+    is_plain = not shards.is_distributed(codes) and scales.shape == (count(codes.numel()),)
     if is_plain or tuple(scales.shape) == expected:
         return
     raise ValueError(

@@ -196,11 +196,13 @@ def convert(
     is_changed = False
     for name, signed in signs.items():
         state = states.get(name)
-        is_coded = isinstance(state, torch.Tensor) and state.dtype == torch.uint8
+        if not isinstance(state, torch.Tensor):
+            continue
+        is_coded = state.dtype == torch.uint8
         if is_coded and scale_name(name) in states:
-            scales.check(states[scale_name(name)], param, scale_name(name))
+            scales.check(states[scale_name(name)], state, scale_name(name))
         wanted = torch.float32 if is_coded and dtype is None else dtype
-        if not isinstance(state, torch.Tensor) or wanted in (None, state.dtype):
+        if wanted in (None, state.dtype):
             continue
         if is_coded:
             if scale_name(name) not in states:

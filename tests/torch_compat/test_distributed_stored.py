@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import distributed_stored as workers
 import distributed_stored_checkpoints as checkpoints
+import distributed_stored_wrappers as wrappers
 import pytest
 
 
@@ -19,6 +20,11 @@ import pytest
         (checkpoints.whole, 2),
         (checkpoints.whole_of_other_shards, 2),
         (checkpoints.converted, 2),
+        (wrappers.ddp, 2),
+        (wrappers.zero, 2),
+        (wrappers.zero_draws, 2),
+        (wrappers.policies, 2),
+        (wrappers.at_iterate, 2),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
