@@ -282,3 +282,13 @@ def refused(rank, world_size):
     ):
         made((8, 8), in_pieces, state_bits=16, seed=3)
     made((8, 8), in_pieces)
+
+    # All elements count, not those of a shard, also where a step looks at what there is.
+    optimizer = made((8, 512), [Shard(0), Replicate()], state_bits=8)
+    _, param = optimizer.param_groups[0]["params"]
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.state[param]["exp_avg"] = torch.zeros_like(param)
+    assert param.to_local().numel() < 4096
+    with pytest.raises(ValueError, match="'exp_avg' is stored as float32, which is not what"):
+        optimizer.step()
