@@ -32,7 +32,7 @@ def shape_of(param: torch.Tensor) -> tuple[int, ...]:
     Raises:
         NotImplementedError: a dimension that several dimensions of the device mesh cut unevenly.
     """
-    if not (shards.is_distributed(param) or param.is_contiguous()):
+    if not (shards.is_distributed(param) or _is_in_order(param)):
         return (count(param.numel()),)
     made = shards.cuts(param)
     parts = [1] * param.dim()
@@ -55,6 +55,11 @@ def shape_of(param: torch.Tensor) -> tuple[int, ...]:
     if rows <= together:
         return 1, count(param.numel())
     return -(-rows // together), together * length // BLOCK
+
+
+def _is_in_order(param: torch.Tensor) -> bool:
+    """Whether the states of a plain parameter lie in the order of its dimensions."""
+    return torch.empty_like(param, device="meta").is_contiguous()
 
 
 def empty(param: Any) -> torch.Tensor:
