@@ -238,11 +238,11 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Args:
             values: one of each parameter's shape, in the order of ``state_dict()``, of any floating
-                dtype and on any device.
+                dtype and on any device. For a DTensor the whole on every process, or a DTensor.
 
         Raises:
-            ValueError: there are more or fewer values than parameters, or one has another shape or
-                no floating dtype. Nothing is changed then.
+            ValueError: there are more or fewer values than parameters, or one has another shape, no
+                floating dtype or another device mesh. Nothing is changed then.
         """
         masters.write_masters(self, list(values))
 
