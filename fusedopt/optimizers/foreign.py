@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedopt import _native
-from fusedopt.optimizers import storage
+from fusedopt.optimizers import scales, storage
 from fusedopt.peers import bitsandbytes, torchao
 from fusedopt.peers.quantized import Quantized
 
@@ -96,8 +96,9 @@ def _under_our_keys(
             ours[name] = state
         elif name not in signs:
             raise ValueError(f"{where}: the rule {rule!r} has no state {name!r}")
-        elif state.block == storage.BLOCK and state.has_values(_code_values(signs[name]), _ULPS):
-            ours[name], ours[storage.scale_name(name)] = state.codes, state.scales
+        elif state.block == scales.BLOCK and state.has_values(_code_values(signs[name]), _ULPS):
+            ours[name] = state.codes
+            ours[storage.scale_name(name)] = scales.of_blocks(state.scales, state.codes)
         else:
             ours[name] = state.numbers()
     return ours

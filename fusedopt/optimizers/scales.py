@@ -84,6 +84,13 @@ def in_blocks(scales: torch.Tensor, elements: int) -> torch.Tensor:
     return shards.local(scales).reshape(-1)[: count(elements)]
 
 
+def of_blocks(numbers: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
+    """The scales of a parameter, of as many numbers in one dimension as this process has blocks."""
+    beside = empty(param)
+    in_blocks(beside, shards.local(param).numel()).copy_(numbers)
+    return beside
+
+
 def check(scales: torch.Tensor, codes: torch.Tensor, name: str) -> None:
     """Refuses scales that are not those of a state's blocks.
 

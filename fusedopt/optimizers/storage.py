@@ -155,16 +155,14 @@ def encoded(numbers: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Te
     order = torch.contiguous_format if in_order else torch.preserve_format
     on_cpu = torch.empty_like(part, dtype=torch.float32, device="cpu", memory_format=order)
     codes = torch.empty_like(on_cpu, dtype=torch.uint8)
-    of_blocks = torch.empty(scales.count(part.numel()))
+    found = torch.empty(scales.count(part.numel()))
     _native.encode(
         _format_of_codes(signed),
         in_memory_order(codes),
-        of_blocks,
+        found,
         in_memory_order(on_cpu.copy_(part)),
     )
-    beside = scales.empty(numbers)
-    scales.in_blocks(beside, part.numel()).copy_(of_blocks)
-    return shards.like(numbers, codes.to(part.device)), beside
+    return shards.like(numbers, codes.to(part.device)), scales.of_blocks(found, numbers)
 
 
 def convert(
