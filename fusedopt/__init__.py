@@ -30,6 +30,8 @@ from fusedopt.convert import from_torch as from_torch
 from fusedopt.convert import from_torchao as from_torchao
 from fusedopt.convert import to_float32_state as to_float32_state
 from fusedopt.environment import USES_HUGE_PAGES, USES_TORCH_LIBRARY
+from fusedopt.norms import clip_grad_norm_ as clip_grad_norm_
+from fusedopt.norms import get_total_norm as get_total_norm
 from fusedopt.optimizers.base import FusedOptimizer as FusedOptimizer
 from fusedopt.optimizers.base import local_tensor as local_tensor
 from fusedopt.optimizers.shards import part_of as part_of
@@ -39,10 +41,12 @@ if TYPE_CHECKING:  # Type checkers run nothing: they see the classes where their
 else:
     _public = (
         FusedOptimizer,
+        clip_grad_norm_,
         convert_states,
         from_bitsandbytes,
         from_torch,
         from_torchao,
+        get_total_norm,
         to_float32_state,
         *(row.optimizer for row in _ROWS),
     )

@@ -8,6 +8,7 @@
 #include "bindings/engines.h"
 #include "bindings/exceptions.h"
 #include "bindings/excursion.h"
+#include "bindings/norm.h"
 #include "bindings/step.h"
 #include "core/refusal.h"
 #include "core/rule_info.h"
@@ -96,13 +97,15 @@ thread_local std::vector<BorrowedMemory::Spare> BorrowedMemory::spares_;
 template <class Act>
 void with_step(const std::string& rule, const py::object& param_groups, const py::object& state,
                const py::object& create_state, const py::object& grad_scale,
-               const py::object& found_inf, Act act) {
+               const py::object& found_inf, const py::object& measurement, Act act) {
   BorrowedMemory borrowed(state.ptr());
   StepMemory& memory = *borrowed;
   with_exceptions(
       [&] {
         AmpTensors amp(grad_scale.ptr(), found_inf.ptr(), torch_tensors());
-        Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), amp, memory);
+        Clipping clipping(measurement.ptr());
+        Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), amp, clipping,
+                  memory);
         step.gather(param_groups.ptr());
         memory.location = {};
         act(step);
@@ -111,16 +114,17 @@ void with_step(const std::string& rule, const py::object& param_groups, const py
 }
 
 void step(const std::string& rule, const py::object& param_groups, const py::object& state,
-          const py::object& create_state, const py::object& grad_scale,
-          const py::object& found_inf) {
-  with_step(rule, param_groups, state, create_state, grad_scale, found_inf,
+          const py::object& create_state, const py::object& grad_scale, const py::object& found_inf,
+          const py::object& measurement) {
+  with_step(rule, param_groups, state, create_state, grad_scale, found_inf, measurement,
             [](Step& step) { step.run(); });
 }
 
 // Refuses what step() would refuse, and writes nothing.
 void check_step(const std::string& rule, const py::object& param_groups, const py::object& state,
                 const py::object& create_state) {
-  with_step(rule, param_groups, state, create_state, py::none(), py::none(), [](Step&) {});
+  with_step(rule, param_groups, state, create_state, py::none(), py::none(), py::none(),
+            [](Step&) {});
 }
 
 // Refuses options of a parameter group that cannot store its parameters, whose dtypes are given by
@@ -166,7 +170,7 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
       py::arg("create_state"), py::arg("grad_scale") = py::none(),
-      py::arg("found_inf") = py::none(),
+      py::arg("found_inf") = py::none(), py::arg("measurement") = py::none(),
       "Updates every parameter of all groups that has a gradient, or raises and changes nothing.");
   m.def("check_step", &check_step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
         py::arg("create_state"));
@@ -186,6 +190,7 @@ PYBIND11_MODULE(_native, m) {
       py::arg("rule"));
   define_conversion(m, torch_tensors());
   define_excursion(m);
+  define_norm(m, torch_tensors());
   m.def(
       "load_cuda", [] { with_exceptions([] { cuda_engine_of_module(); }); },
       "Loads the CUDA engine, as the first step of a parameter on a GPU does.");

@@ -28,10 +28,11 @@ std::string place_of(const ParamPlan& plan) {
 }  // namespace
 
 Step::Step(BoundRule& rule, const TorchTensors& torch, PyObject* state, PyObject* create_state,
-           AmpTensors& amp, StepMemory& memory)
+           AmpTensors& amp, Clipping& clipping, StepMemory& memory)
     : rule_(rule),
       torch_(torch),
       amp_(amp),
+      clipping_(clipping),
       memory_(memory),
       state_(state, create_state, torch, memory),
       walk_(rule, torch, state_, amp, memory) {}
@@ -39,6 +40,20 @@ Step::Step(BoundRule& rule, const TorchTensors& torch, PyObject* state, PyObject
 void Step::gather(PyObject* param_groups) {
   const IeeeEnvironment environment;
   walk_.collect(param_groups);
+  if (clipping_.is_asked_for()) find_sums();
+  lay_out();
+}
+
+void Step::find_sums() {
+  for (ParamPlan& plan : memory_.params) {
+    if (torch_.is_plain(plan.param)) continue;
+    locate(plan);
+    plan.sum = clipping_.sum_of(plan.param);
+  }
+}
+
+// Describes what has been collected, and has everything ready to run.
+void Step::lay_out() {
   // Each kind of Python code below is run once at most, so this ends.
   do {
     is_stale_ = false;
@@ -120,6 +135,7 @@ void Step::add_update(ParamPlan& plan) {
   plan_scalars(plan, list, update, step);
   plan_draws(plan, list, update, step);
   if (plan.has_new_states()) plan_new_states(plan, list);
+  if (clipping_.is_asked_for()) plan_measurement(plan, list, update);
   list.params.push_back(static_cast<uint32_t>(&plan - memory_.params.data()));
   list.updates.add(update, views, operands);
 }
@@ -195,6 +211,15 @@ void Step::plan_draws(const ParamPlan& plan, DeviceUpdates& list, Update& update
                                         .param = plan.number,
                                         .step = static_cast<uint32_t>(step),
                                         .first = plan.part.first});
+}
+
+void Step::plan_measurement(const ParamPlan& plan, DeviceUpdates& list, const Update& update) {
+  if (!list.engine->measures()) {
+    throw Refusal(Refusal::kNotImplemented,
+                  "max_grad_norm and skip_nonfinite need parameters on the CPU so far; this one is "
+                  "on another device");
+  }
+  list.gradients.add(memory_.views[kGrad], update.in_double, plan.sum);
 }
 
 DLTensor Step::describe_gradient(PyObject*& grad) {
@@ -387,7 +412,26 @@ uint32_t Step::options_for(GroupPlan& group, DeviceUpdates& list) {
   return group.scalars.add_options(values, list);
 }
 
+// Reads only, so that nothing has changed if it fails.
+void Step::measure() {
+  std::vector<ExactSum> sums = clipping_.new_sums();
+  {
+    const ReleasedGil release;
+    memory_.plan.measure(sums);
+  }
+  const ExactSum total = clipping_.total(sums);
+  const IeeeEnvironment environment;
+  // Other ranks were waited for, and Python code has run meanwhile.
+  if (sums.size() > 1 && !is_skipped_) lay_out();
+  const double norm = norm_of(total);
+  is_skipped_ = is_skipped_ || clipping_.skips(total);
+  const double factor = clipping_.factor(norm);
+  if (factor != 1) memory_.plan.clip(factor);
+  clipping_.tell(norm, is_skipped_);
+}
+
 void Step::run() {
+  if (clipping_.is_asked_for()) measure();
   if (is_skipped_) return;
   const std::exception_ptr failure = [&] {
     const ReleasedGil release;

@@ -4,6 +4,7 @@
 
 #include <exception>
 
+#include "bindings/clipping.h"
 #include "bindings/group_walk.h"
 #include "core/address_space.h"
 
@@ -13,17 +14,20 @@ class Step {
  public:
   // create_state: see OptimizerState.
   Step(BoundRule& rule, const TorchTensors& torch, PyObject* state, PyObject* create_state,
-       AmpTensors& amp, StepMemory& memory);
+       AmpTensors& amp, Clipping& clipping, StepMemory& memory);
 
   // Reads and validates; writes nothing. Throws Refusal; memory.location says where.
   void gather(PyObject* param_groups);
-  // Runs the engines without the GIL, then counts the steps, enters new states and tells autograd;
-  // or does nothing, where the host knows that a gradient scaler wants this step skipped. If an
-  // engine fails, what was done before it on other devices is completed, and nothing else is. What
-  // a signal raises meanwhile is thrown when all of that is done.
+  // Measures the gradients, if that is asked for. Then runs the engines without the GIL, counts the
+  // steps, enters new states and tells autograd; or does nothing, where the host knows that this
+  // step is to be skipped. If an engine fails, what was done before it on other devices is
+  // completed, and nothing else is. What a signal raises meanwhile is thrown when all of that is
+  // done.
   void run();
 
  private:
+  void find_sums();
+  void lay_out();
   void describe_all();
   void prefetch(size_t index) const;
   void add_update(ParamPlan& plan);
@@ -36,9 +40,11 @@ class Step {
   void plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step);
   void plan_new_states(const ParamPlan& plan, const DeviceUpdates& list);
   void finish_list(DeviceUpdates& list);
+  void plan_measurement(const ParamPlan& plan, DeviceUpdates& list, const Update& update);
   void check_sharing();
   [[noreturn]] void refuse(const PlanConflict& conflict);
   bool wants_skip();
+  void measure();
 
   DeviceUpdates& list_for(const Device& device);
   void check_capture(const ParamPlan& plan) const;
@@ -59,6 +65,7 @@ class Step {
   BoundRule& rule_;
   const TorchTensors& torch_;
   AmpTensors& amp_;
+  Clipping& clipping_;
   StepMemory& memory_;
   OptimizerState state_;
   GroupWalk walk_;

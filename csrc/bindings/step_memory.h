@@ -48,6 +48,7 @@ struct ParamPlan {
   uint32_t new_states = kNone;  // position in StepMemory::new_states
   uint32_t touched = 0;         // the first of its own in StepMemory::touched
   uint32_t number = 0;          // in the order of the groups, counting those without a gradient
+  uint32_t sum = 0;             // that its gradient's squares belong to, if they are measured
   uint8_t operand_count = 0;    // of the update
   uint8_t tensor_count = 0;     // scales included, which come last
   bool is_fresh = false;        // a state of the rule did not exist

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <memory>
+#include <span>
 
+#include "core/square_list.h"
 #include "core/update_list.h"
 
 namespace fusedopt {
@@ -38,6 +40,13 @@ class Engine {
   // Reserves everything that run() needs, and writes nothing. `memory` is null in the first step;
   // what it is then made is passed to every run(), also of later steps.
   virtual void prepare(const UpdateList&, const Execution&, std::unique_ptr<EngineMemory>&) {}
+
+  // Whether it can do the next.
+  virtual bool measures() const { return false; }
+
+  // Adds the squares of gradients, unscaled as run() unscales them, to sums. Reads only, and may
+  // throw.
+  virtual void measure(SquareList&, const Prologue&, const Execution&, std::span<ExactSum>) {}
 
   // Carries out every update of the list, round by round. The list has been validated, arranged
   // and prepared: this writes. An engine that is not asynchronous does not fail here.

@@ -19,8 +19,9 @@ enum class Format : uint8_t {
   kRemainder,  // of the master: no numbers by themselves
 };
 
-// Those of numbers.
+// Those of numbers, and those that are dtypes.
 constexpr size_t kFormats = static_cast<size_t>(Format::kRemainder);
+constexpr size_t kDtypes = static_cast<size_t>(Format::kStochasticBFloat16);
 
 // Bytes per element of a dtype of torch. Apart from the next, because a kernel that looks at
 // formats as it runs asks for nothing else.

@@ -46,6 +46,7 @@ DeviceUpdates& StepPlan::begin(Engine& engine, const Execution& execution, unsig
   }
   unused->execution = execution;
   unused->updates.clear(rule);
+  unused->gradients.clear();
   unused->params.clear();
   unused->is_active = true;
   unused->is_done = false;
@@ -69,6 +70,19 @@ std::optional<std::pair<uint32_t, uint32_t>> StepPlan::shared_step_places() {
 void StepPlan::prepare() {
   for (const auto& list : lists_) {
     if (list->is_active) list->engine->prepare(list->updates, list->execution, list->memory);
+  }
+}
+
+void StepPlan::measure(std::span<ExactSum> sums) const {
+  for (const auto& list : lists_) {
+    if (!list->is_active) continue;
+    list->engine->measure(list->gradients, list->updates.prologue(), list->execution, sums);
+  }
+}
+
+void StepPlan::clip(double factor) {
+  for (const auto& list : lists_) {
+    if (list->is_active) list->updates.clip(factor);
   }
 }
 

@@ -29,6 +29,7 @@ struct DeviceUpdates {
   Engine* engine = nullptr;
   Execution execution;
   UpdateList updates;
+  SquareList gradients;  // those to be measured
   std::unique_ptr<EngineMemory> memory;
   std::vector<uint32_t> params;  // of each update, by its source: the caller's number of it
   bool is_active = false;        // in this step
@@ -94,6 +95,10 @@ class StepPlan {
 
   // Has engines reserve what they need; writes nothing.
   void prepare();
+  // Adds the squares of the gradients to be measured to sums; writes nothing.
+  void measure(std::span<ExactSum> sums) const;
+  // Has all gradients multiplied by a factor ahead of everything else.
+  void clip(double factor);
   // Runs the engines: asynchronous ones first, because a launch may fail; those that cannot, last.
   // Returns what an engine has thrown; lists say whether they are done.
   std::exception_ptr run();

@@ -4,6 +4,8 @@
 #include <tuple>
 #include <utility>
 
+#include "rules/shared.h"
+
 namespace fusedopt {
 
 void UpdateList::add(Update update, TensorViews tensors, std::span<const Operand> operands) {
@@ -33,6 +35,27 @@ void UpdateList::add(Update update, TensorViews tensors, std::span<const Operand
     if (operands[k].scales != nullptr) written_.add(range_of_scales(update, k));
   }
   updates_.push_back(update);
+}
+
+namespace {
+
+// Of the scalars of a kernel those that all rules share come first.
+template <class T>
+void clip_scalars(void* scalars, double factor) {
+  SharedScalars<T> shared;
+  std::memcpy(&shared, scalars, sizeof shared);
+  fusedopt::clip(shared, static_cast<T>(factor));
+  std::memcpy(scalars, &shared, sizeof shared);
+}
+
+}  // namespace
+
+// Updates that have the same scalars set them to the same once more.
+void UpdateList::clip(double factor) {
+  for (const Update& update : updates_) {
+    void* const scalars = &scalars_[update.scalars];
+    update.in_double ? clip_scalars<double>(scalars, factor) : clip_scalars<float>(scalars, factor);
+  }
 }
 
 MemoryRange UpdateList::range_of_scales(const Update& update, size_t k) const {

@@ -93,6 +93,9 @@ class UpdateList {
 
   void set_prologue(const Prologue& prologue) { prologue_ = prologue; }
 
+  // Has the gradients of all updates, whose scalars the host has derived, multiplied by a factor.
+  void clip(double factor);
+
   // When all have been added: puts them into rounds. Nearly always that is one. Updates that share
   // memory with others (a parameter that is a view of another, a gradient that is a view of a
   // parameter) give what they would give one after the other, in the order of the list.

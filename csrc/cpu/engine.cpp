@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/isa.h"
+#include "cpu/measure.h"
 #include "cpu/memory.h"
 #include "cpu/pipeline.h"
 #include "cpu/threads.h"
@@ -55,6 +56,13 @@ class CpuEngine final : public Engine {
   bool is_asynchronous() const override { return false; }
 
   bool stores(Format) const override { return true; }
+
+  bool measures() const override { return true; }
+
+  void measure(SquareList& gradients, const Prologue& prologue, const Execution& execution,
+               std::span<ExactSum> sums) override {
+    sum_squares(selected_isa(), gradients, prologue.grad_scale, execution.max_threads, sums);
+  }
 
   void prepare(const UpdateList& list, const Execution& execution,
                std::unique_ptr<EngineMemory>& engine_memory) override {

@@ -13,6 +13,7 @@
 #include "core/rule_info.h"
 #include "cpu/convert.h"
 #include "cpu/passes.h"
+#include "cpu/squares.h"
 
 namespace fusedopt::cpu {
 namespace {
@@ -220,6 +221,8 @@ constinit const KernelTable kernel_table = {
     .find_range = {find_range<float>, find_range<double>},
     .draw = draw_random_bits,
     .unscale = {unscale_block<float>, unscale_block<double>},
+    .add_squares = {add_squares<Format::kFloat32>, add_squares<Format::kFloat64>,
+                    add_squares<Format::kBFloat16>, add_squares<Format::kFloat16>},
 };
 }  // namespace FUSEDOPT_ISA
 

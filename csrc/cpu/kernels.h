@@ -73,6 +73,10 @@ struct KernelTable {
   // Divides gradients in the format of the arithmetic by the scale of a gradient scaler.
   // [in_double]
   void (*unscale[2])(void* grads, double scale, int64_t n);
+
+  // Adds the squares of n elements, whole rows but for the last ones, to lanes (core/reduction.h).
+  // [format], for those of numbers that torch has.
+  std::array<void (*)(const void* elements, int64_t n, double* lanes), kDtypes> add_squares;
 };
 
 }  // namespace fusedopt::cpu

@@ -20,8 +20,9 @@ FUSEDOPT_FN T unscale(T grad, T scale) {
   return grad / scale;
 }
 
-// Then: what all rules share, the rule, and the step that it makes of the gradient. States that the
-// variant does not use are values that nobody reads.
+// Then: the factor that clips, if there is one, as a part of what all rules share (clip() in
+// shared.h); the rule, and the step that it makes of the gradient. States that the variant does not
+// use are values that nobody reads.
 template <class Rule, unsigned variant, class T, class... States>
 FUSEDOPT_FN void update_element(T& param, T grad, bool has_l2_penalty,
                                 const KernelScalars<Rule, T>& scalars, States&... states) {

@@ -36,7 +36,7 @@ struct SharedHyper {
 
 template <class T>
 struct SharedScalars {
-  T grad_sign;     // +1, or -1 to maximize: a product with either is exact
+  T grad_factor;   // +1, or -1 to maximize: a product with either is exact. See clip()
   T weight_decay;  // factor of the L2 penalty
   T param_scale;   // decoupled weight decay, 1 without it: a product with 1 is exact
 };
@@ -44,16 +44,23 @@ struct SharedScalars {
 template <class T>
 FUSEDOPT_FN SharedScalars<T> derive_shared(const SharedHyper& hyper) {
   return {
-      .grad_sign = T(hyper.maximize ? -1.0 : 1.0),
+      .grad_factor = T(hyper.maximize ? -1.0 : 1.0),
       .weight_decay = T(hyper.weight_decay),
       .param_scale = T(hyper.decoupled_weight_decay ? 1.0 - hyper.lr * hyper.weight_decay : 1.0),
   };
 }
 
+// Has gradients multiplied by a factor that is not negative, ahead of everything else. It joins the
+// sign: one product has the bits of two, of which one is exact.
+template <class T>
+FUSEDOPT_FN void clip(SharedScalars<T>& scalars, T factor) {
+  scalars.grad_factor = with_sign(factor, scalars.grad_factor);
+}
+
 template <class T>
 FUSEDOPT_FN void apply_shared(T& param, T& grad, bool has_l2_penalty,
                               const SharedScalars<T>& scalars) {
-  grad = scalars.grad_sign * grad;
+  grad = scalars.grad_factor * grad;
   if (has_l2_penalty) grad = grad + scalars.weight_decay * param;
   param = scalars.param_scale * param;
 }

@@ -32,6 +32,7 @@ class Adadelta(FusedOptimizer, torch.optim.Adadelta):
         differentiable: not supported; True raises ``NotImplementedError``.
         state_bits, stochastic_rounding, master_weights, seed: how parameters and states are stored,
             see :class:`fusedopt.FusedOptimizer`.
+        max_grad_norm, skip_nonfinite: of the optimizer as a whole, see there.
 
     State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
     ``square_avg`` and ``acc_delta``, of the parameter's shape and dtype.
@@ -59,8 +60,11 @@ class Adadelta(FusedOptimizer, torch.optim.Adadelta):
         stochastic_rounding: bool = False,
         master_weights: bool = False,
         seed: int = 0,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
         self._store(state_bits, stochastic_rounding, master_weights, seed)
+        self._clip(max_grad_norm, skip_nonfinite)
         super().__init__(
             params,
             lr,

@@ -13,6 +13,7 @@ from fusedopt import _native
 from fusedopt.hooks import observed_once, stepping, untraced
 from fusedopt.modes import visible
 from fusedopt.optimizers import foreign, masters, storage
+from fusedopt.optimizers.clipping import Clipping, refuse_options_of_group
 from fusedopt.optimizers.shards import is_distributed
 from fusedopt.optimizers.storage import check_storage
 
@@ -85,12 +86,14 @@ def check_group(group: dict[str, Any], index: int, name: str) -> None:
 
     Raises:
         NotImplementedError: the group asks for ``differentiable=True``.
-        ValueError: an option that says how something is stored does not fit.
+        ValueError: an option that says how something is stored does not fit, or one that is of
+            the optimizer.
     """
     if group.get("differentiable"):
         raise NotImplementedError(
             f"parameter group {index}: differentiable=True is not supported by {name}"
         )
+    refuse_options_of_group(group, index)
     check_storage(group, index)
 
 
@@ -104,7 +107,7 @@ def refuse_fused_with_foreach(fused: bool | None, foreach: bool | None) -> None:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
 
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(Clipping, torch.optim.Optimizer):
     """Base of the optimizers: steps all parameter groups in one native call.
 
     A subclass names its rule. The native side reads groups, gradients and state again at every
@@ -132,6 +135,16 @@ class FusedOptimizer(torch.optim.Optimizer):
       the seed, the number of the parameter, the state, the step count and the element, so they
       are the same after a resume and on any number of threads. A rule that counts no steps gets a
       state ``step`` for that.
+
+    Two more are options of the optimizer, not of a group, and attributes of it that may be set
+    between steps. Pickles and copies have them, ``state_dict()`` has not. They need parameters on
+    the CPU so far; on a GPU ``step`` raises ``NotImplementedError``.
+
+    - ``max_grad_norm``: gradients are clipped so that the 2-norm of all of them together is at most
+      this, as ``torch.nn.utils.clip_grad_norm_`` does, but inside of the step: in memory they stay
+      as they are. ``grad_norm`` is the norm before clipping; ``float("inf")`` only measures it.
+    - ``skip_nonfinite``: a step with an infinity or a NaN in any gradient changes nothing, creates
+      no state and counts no step; ``skipped`` says so.
 
     ``torch.amp.GradScaler`` leaves unscaling and skipping to ``step``, which reads the scaler's
     tensors where they are. Gradients are unscaled in place, as torch's fused optimizers do it. With
@@ -309,6 +322,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if _count_modes() or _are_transforms_active() or forward_ad._current_level >= 0:
             step = visible(step, self.param_groups, self.state)
         attributes = self.__dict__
+        measurement = self._begin_measurement()
         step(
             self._rule,
             self.param_groups,
@@ -316,7 +330,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._create_state,
             attributes.get("grad_scale"),
             attributes.get("found_inf"),
+            measurement,
         )
+        if measurement is not None:
+            self._measurement = measurement
         return loss
 
     @property

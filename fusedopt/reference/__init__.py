@@ -41,6 +41,9 @@ from fusedopt.reference.formats import round_float32 as round_float32
 from fusedopt.reference.formats import split_master as split_master
 from fusedopt.reference.random import philox as philox
 from fusedopt.reference.random import random_bits as random_bits
+from fusedopt.reference.reduction import clip as clip
+from fusedopt.reference.reduction import clip_factor as clip_factor
+from fusedopt.reference.reduction import total_norm as total_norm
 from fusedopt.reference.shared import Array as Array
 from fusedopt.reference.shared import Rule as Rule
 from fusedopt.reference.shared import State as State

@@ -1,0 +1,100 @@
+#include "bindings/norm.h"
+
+#include <algorithm>
+
+#include "bindings/clipping.h"
+#include "bindings/engines.h"
+#include "bindings/exceptions.h"
+#include "core/ieee_environment.h"
+
+namespace fusedopt {
+namespace {
+
+// The sums of plain tensors, of which each belongs to one.
+class TensorSquares {
+ public:
+  explicit TensorSquares(const TorchTensors& torch) : torch_(torch) {}
+
+  void add(PyObject* tensor, uint32_t sum) {
+    torch_.require_tensor(tensor, "an element of the list");
+    PyObject* const zeros = torch_.copy_of_zeros(tensor, keep_);
+    const DLTensor described = torch_.describe(zeros == nullptr ? tensor : zeros, kName);
+    const TensorView view = to_view(described, kName);
+    if (!engine_for(view.device).measures()) {
+      throw Refusal(Refusal::kNotImplemented,
+                    "the norm of tensors is measured on the CPU only so far");
+    }
+    list_.add(view, false, sum);
+    sums_.resize(std::max<size_t>(sums_.size(), sum + 1));
+  }
+
+  // Their strides and addresses have been read, and no Python code runs until this is done.
+  const std::vector<ExactSum>& measure() {
+    Execution execution;
+    execution.max_threads = torch_.num_threads();
+    const ReleasedGil release;
+    cpu_engine().measure(list_, {}, execution, sums_);
+    return sums_;
+  }
+
+ private:
+  static constexpr const char* kName = "the tensor";
+
+  const TorchTensors& torch_;
+  KeepAlive keep_;
+  SquareList list_;
+  std::vector<ExactSum> sums_{1};
+};
+
+py::list sums_of_squares(const TorchTensors& torch, const py::list& tensors, const py::list& sums) {
+  py::list result;
+  size_t position = 0;
+  bool is_known = false;
+  with_exceptions(
+      [&] {
+        TensorSquares squares(torch);
+        for (; position < tensors.size(); ++position) {
+          is_known = true;
+          squares.add(py::object(tensors[position]).ptr(), py::cast<uint32_t>(sums[position]));
+        }
+        is_known = false;
+        for (ExactSum sum : squares.measure()) {
+          sum.carry();
+          result.append(to_list(sum));
+        }
+      },
+      [&] { return is_known ? "tensor " + std::to_string(position) : std::string(); });
+  return result;
+}
+
+}  // namespace
+
+void define_norm(py::module_& m, const TorchTensors& torch) {
+  m.def(
+      "sums_of_squares",
+      [&torch](const py::list& tensors, const py::list& sums) {
+        return sums_of_squares(torch, tensors, sums);
+      },
+      py::arg("tensors"), py::arg("sums"),
+      "The exact sums of the squares of tensors on the CPU, each of which belongs to one sum.");
+  m.def(
+      "norm_of_squares",
+      [](const py::object& sum) {
+        double norm = 0;
+        with_exceptions([&] {
+          const IeeeEnvironment environment;
+          norm = norm_of(to_sum(sum));
+        });
+        return norm;
+      },
+      py::arg("sum"));
+  m.def(
+      "clip_factor",
+      [](double max_norm, double norm) {
+        const IeeeEnvironment environment;
+        return clip_factor(max_norm, norm);
+      },
+      py::arg("max_norm"), py::arg("norm"));
+}
+
+}  // namespace fusedopt

@@ -1,0 +1,102 @@
+#include "cpu/measure.h"
+
+#include <algorithm>
+
+#include "cpu/gather.h"
+#include "cpu/memory.h"
+#include "cpu/pipeline.h"
+#include "cpu/threads.h"
+
+namespace fusedopt::cpu {
+namespace {
+
+// Reading takes a fraction of the time of an update, so that a thread needs more of it.
+constexpr int64_t kReadsPerUpdate = 4;
+
+class BlockSums {
+ public:
+  BlockSums(const KernelTable& isa, const SquareList& list, const float* grad_scale)
+      : isa_(isa), list_(list), grad_scale_(grad_scale) {}
+
+  double sum(const Squared& tensor, int64_t block) const {
+    const int64_t begin = block * kSquareBlock;
+    const int64_t n = std::min(kSquareBlock, tensor.numel - begin);
+    alignas(64) double lanes[kSquareLanes] = {};
+    if (tensor.dim_count > 0) {
+      add_strided(tensor, begin, n, lanes);
+    } else if (grad_scale_ != nullptr) {
+      for (int64_t i = 0; i < n; i += kBlock) {
+        add_unscaled(tensor, element(tensor, begin + i), std::min(kBlock, n - i), lanes);
+      }
+    } else {
+      add(tensor.format, element(tensor, begin), n, lanes);
+    }
+    return sum_of_lanes(lanes);
+  }
+
+ private:
+  static const std::byte* element(const Squared& tensor, int64_t offset) {
+    return static_cast<const std::byte*>(tensor.data) +
+           offset * static_cast<int64_t>(size_of(tensor.format));
+  }
+
+  void add(Format format, const void* elements, int64_t n, double* lanes) const {
+    isa_.add_squares[static_cast<size_t>(format)](elements, n, lanes);
+  }
+
+  // Few enough elements for a buffer; whole rows of lanes, but for the last ones.
+  void add_unscaled(const Squared& tensor, const void* elements, int64_t n, double* lanes) const {
+    alignas(64) std::byte numbers[kBlock * sizeof(double)];
+    const StoredBlock stored = {.elements = const_cast<void*>(elements)};  // which is read
+    isa_.decode[tensor.in_double][static_cast<size_t>(tensor.format)](stored, numbers, n);
+    isa_.unscale[tensor.in_double](numbers, *grad_scale_, n);
+    add(arithmetic_format(tensor.in_double), numbers, n, lanes);
+  }
+
+  void add_strided(const Squared& tensor, int64_t begin, int64_t n, double* lanes) const {
+    alignas(64) std::byte copies[kBlock * sizeof(double)];
+    const auto size = static_cast<int64_t>(size_of(tensor.format));
+    ElementWalk walk(list_.walk(tensor), begin);
+    for (int64_t i = 0; i < n; i += kBlock) {
+      const int64_t count = std::min(kBlock, n - i);
+      walk.next(count, [&](const int64_t* offsets, int64_t position, int64_t run) {
+        copy_run(static_cast<size_t>(size), element(tensor, offsets[0]), walk.inner_stride(0),
+                 copies + position * size, 1, run);
+      });
+      if (grad_scale_ != nullptr) {
+        add_unscaled(tensor, copies, count, lanes);
+      } else {
+        add(tensor.format, copies, count, lanes);
+      }
+    }
+  }
+
+  const KernelTable& isa_;
+  const SquareList& list_;
+  const float* grad_scale_;
+};
+
+}  // namespace
+
+void sum_squares(const KernelTable& isa, SquareList& list, const float* grad_scale, int max_threads,
+                 std::span<ExactSum> sums) {
+  std::vector<double>& block_sums = list.block_sums();
+  const int64_t worthwhile = list.numel() / (kReadsPerUpdate * min_elements_per_thread());
+  int parts = static_cast<int>(std::clamp<int64_t>(worthwhile, 1, max_threads));
+  if (!can_start_threads(parts)) parts = 1;
+  const BlockSums blocks(isa, list, grad_scale);
+  run_parts(parts, [&](int part) noexcept {
+    const int64_t begin = list.cut(part, parts), end = list.cut(part + 1, parts);
+    const auto& tensors = list.tensors();
+    for (size_t t = list.tensor_at(begin); t < tensors.size() && tensors[t].first < end; ++t) {
+      const int64_t before = std::max<int64_t>(begin - tensors[t].first, 0);
+      for (int64_t b = square_blocks_of(before); b < square_blocks_of(tensors[t].numel); ++b) {
+        if (tensors[t].first + b * kSquareBlock >= end) break;
+        block_sums[static_cast<size_t>(tensors[t].first_block + b)] = blocks.sum(tensors[t], b);
+      }
+    }
+  });
+  list.add_block_sums(sums);
+}
+
+}  // namespace fusedopt::cpu

@@ -1,0 +1,147 @@
+"""The norm of tensors and clipping by it, for those who clip by themselves."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusedopt import _native
+from fusedopt.forks import torch_on_one_thread_if_forked
+from fusedopt.optimizers.base import local_tensor
+from fusedopt.optimizers.clipping import SumsOverRanks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def _as_list(tensors: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+
+
+def _without_partial_sums(tensor: Any) -> Any:
+    """A DTensor whose parts are all there, or the tensor itself."""
+    placements = getattr(tensor, "placements", ())
+    if not any(placement.is_partial() for placement in placements):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    return tensor.redistribute(
+        placements=[
+            Replicate() if placement.is_partial() else placement for placement in placements
+        ]
+    )
+
+
+@torch.no_grad()
+def _norm_of(tensors: list[torch.Tensor]) -> float:
+    sums = SumsOverRanks()
+    whole = [_without_partial_sums(tensor) for tensor in tensors]
+    numbers = [sums.sum_of(tensor) for tensor in whole]
+    measured = _native.sums_of_squares([local_tensor(tensor) for tensor in whole], numbers)
+    return _native.norm_of_squares(sums.total(measured) if any(numbers) else measured[0])
+
+
+def _as_tensor(norm: float, tensors: list[torch.Tensor]) -> torch.Tensor:
+    """In the dtype that torch's functions promote to, or float32 if that has 16 bits."""
+    dtypes = {torch.float32, *(tensor.dtype for tensor in tensors)}
+    return torch.tensor(norm, dtype=functools.reduce(torch.promote_types, dtypes))
+
+
+def get_total_norm(
+    tensors: torch.Tensor | Iterable[torch.Tensor],
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
+    """The norm of all tensors together, in place of ``torch.nn.utils.get_total_norm``.
+
+    The 2-norm has the same bits on any number of threads and instruction set, and in any order of
+    the tensors; it is that of :func:`fusedopt.reference.total_norm`, rounded once. Of DTensors the
+    squares of all ranks are added up, exactly, by an all-reduce, and every rank gets the norm as a
+    plain tensor. Norms of another type are those of torch's function.
+
+    Args:
+        tensors: on the CPU, of any layout in memory and any of float32, float64, bfloat16, float16.
+        norm_type: the type of the norm.
+        error_if_nonfinite: raise an error if the norm is infinite or NaN.
+        foreach: accepted; selects no implementation of the 2-norm, because there is only one.
+
+    Returns:
+        A 0-dim tensor in the widest dtype of the tensors, and at least float32.
+
+    Raises:
+        RuntimeError: the norm is infinite or NaN, and ``error_if_nonfinite``; or a tensor is
+            sparse, complex or of integers.
+        NotImplementedError: a tensor on a GPU.
+    """
+    tensors = _as_list(tensors)
+    if float(norm_type) != 2.0 or not tensors:
+        with torch_on_one_thread_if_forked():
+            return torch.nn.utils.get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
+    return _as_tensor(_checked(_norm_of(tensors), error_if_nonfinite), tensors)
+
+
+def _checked(norm: float, error_if_nonfinite: bool) -> float:
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise RuntimeError(
+            "The total norm of order 2.0 for gradients from `parameters` is non-finite, so it "
+            "cannot be clipped. To disable this error and scale the gradients by the non-finite "
+            "norm anyway, set `error_if_nonfinite=False`"
+        )
+    return norm
+
+
+def _multiply(grads: list[torch.Tensor], factor: float) -> None:
+    """In place, rounded once: torch would round the factor to 16 bits first."""
+    wide = [grad for grad in grads if grad.element_size() > 2]
+    if wide:
+        torch._foreach_mul_(wide, factor)
+    for grad in grads:
+        if grad.element_size() == 2:
+            grad.copy_(grad.float() * factor)
+
+
+def clip_grad_norm_(
+    parameters: torch.Tensor | Iterable[torch.Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
+    """Clips gradients in place, instead of ``torch.nn.utils.clip_grad_norm_``.
+
+    They are multiplied by ``max_norm / (norm + 1e-6)`` where that is below 1, and are left alone
+    otherwise. The norm is that of :func:`get_total_norm`. An optimizer's own ``max_grad_norm``
+    reads the gradients once less, and does not write them.
+
+    Args:
+        parameters: those whose gradients are clipped.
+        max_norm: the largest norm that is left; an infinite one clips nothing.
+        norm_type: the type of the norm; another one than 2 is left to torch's function.
+        error_if_nonfinite: raise an error if the norm is infinite or NaN, and change nothing.
+        foreach: accepted; selects no implementation for the 2-norm, because there is only one.
+
+    Returns:
+        The norm before clipping, as from :func:`get_total_norm`.
+
+    Raises:
+        RuntimeError, NotImplementedError: as :func:`get_total_norm`.
+    """
+    parameters = _as_list(parameters)
+    if float(norm_type) != 2.0:
+        with torch_on_one_thread_if_forked():
+            return torch.nn.utils.clip_grad_norm_(
+                parameters, max_norm, norm_type, error_if_nonfinite, foreach
+            )
+    grads = [param.grad for param in parameters if param.grad is not None]
+    if not grads:
+        return torch.tensor(0.0)
+    norm = _checked(_norm_of(grads), error_if_nonfinite)
+    factor = _native.clip_factor(float(max_norm), norm)
+    if factor != 1.0:
+        with torch.no_grad(), torch_on_one_thread_if_forked():
+            _multiply(grads, factor)
+    return _as_tensor(norm, grads)

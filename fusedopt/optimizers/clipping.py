@@ -1,0 +1,158 @@
+"""Options of an optimizer as a whole: clipping by the norm of all gradients, and skipping."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+OPTIONS = ("max_grad_norm", "skip_nonfinite")
+
+
+def refuse_options_of_group(group: Mapping[str, Any], index: int) -> None:
+    """Refuses a parameter group with options that only an optimizer as a whole can have.
+
+    Raises:
+        ValueError: it names the option. ``ZeroRedundancyOptimizer`` makes options of groups of all
+            that it is given, and every rank's optimizer would measure its own part only.
+    """
+    for name in OPTIONS:
+        if name in group:
+            raise ValueError(
+                f"parameter group {index}: {name} is an option of the optimizer, not of a group, "
+                "because it is about all gradients together; with ZeroRedundancyOptimizer, whose "
+                "ranks have parts of them each, call fusedopt.clip_grad_norm_ ahead of step()"
+            )
+
+
+class SumsOverRanks:
+    """The sums that squares of tensors belong to, and what they are over all ranks.
+
+    The first is of tensors that every rank has as a whole. There is another one for each
+    combination of process groups that a DTensor is cut up over.
+    """
+
+    def __init__(self) -> None:
+        self._cuts: list[dict[str, tuple[Any, str]]] = [{}]
+
+    def sum_of(self, tensor: Any) -> int:
+        """The number of the sum that the squares of a tensor belong to."""
+        mesh = getattr(tensor, "device_mesh", None)
+        cuts: dict[str, tuple[Any, str]] = {}
+        if mesh is not None:
+            for dim, placement in enumerate(tensor.placements):
+                if not placement.is_replicate():
+                    group = mesh.get_group(dim)
+                    cuts[group.group_name] = (group, mesh.device_type)
+        numbers = [number for number, known in enumerate(self._cuts) if known.keys() == cuts.keys()]
+        if numbers:
+            return numbers[0]
+        self._cuts.append(cuts)
+        return len(self._cuts) - 1
+
+    def total(self, sums: list[list[int]]) -> list[int]:
+        """Adds up everything: one all-reduce of integers for each process group."""
+        rows = torch.tensor(sums, dtype=torch.int64)
+        for name in dict.fromkeys(name for cuts in self._cuts for name in cuts):
+            numbers = [number for number, cuts in enumerate(self._cuts) if name in cuts]
+            group, device = self._cuts[numbers[0]][name]
+            parts = rows[numbers].to(device)
+            torch.distributed.all_reduce(parts, group=group)
+            rows[numbers] = parts.to(rows.device)
+        total: list[int] = rows.sum(0).tolist()
+        return total
+
+
+class Measurement(SumsOverRanks):
+    """What one step is to find out about all its gradients, and what it has found.
+
+    Args:
+        max_norm: at most this norm, or None.
+        skip_nonfinite: whether the step is skipped where a gradient has an infinity or a NaN.
+
+    Attributes:
+        norm: of the gradients, before clipping.
+        skipped: whether the step has changed nothing.
+    """
+
+    norm: float
+    skipped: bool
+
+    def __init__(self, max_norm: float | None, skip_nonfinite: bool) -> None:
+        super().__init__()
+        self.max_norm = max_norm
+        self.skip_nonfinite = skip_nonfinite
+
+
+class Clipping:
+    """What an optimizer has for its options ``max_grad_norm`` and ``skip_nonfinite``."""
+
+    _clipping: tuple[float | None, bool]
+    _measurement: Measurement
+
+    def _clip(self, max_grad_norm: float | None, skip_nonfinite: bool) -> None:
+        """Keeps the options. Objects without any, such as older pickles, have no attribute."""
+        if max_grad_norm is not None:
+            max_grad_norm = float(max_grad_norm)
+            if not max_grad_norm >= 0.0:
+                raise ValueError(f"Invalid max_grad_norm value: {max_grad_norm}")
+        if (max_grad_norm, bool(skip_nonfinite)) != (None, False) or "_clipping" in self.__dict__:
+            self._clipping = (max_grad_norm, bool(skip_nonfinite))
+
+    def _begin_measurement(self) -> Measurement | None:
+        """For the step that comes; None if nothing is asked for."""
+        clipping = self.__dict__.get("_clipping", (None, False))
+        return None if clipping == (None, False) else Measurement(*clipping)
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The norm at which gradients are clipped. It may be set between steps.
+
+        Raises:
+            ValueError: a number below zero, or NaN, is set.
+        """
+        norm: float | None = self.__dict__.get("_clipping", (None, False))[0]
+        return norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | None) -> None:
+        self._clip(value, self.skip_nonfinite)
+
+    @property
+    def skip_nonfinite(self) -> bool:
+        """Whether a step with an infinity or a NaN changes nothing. It may be set between steps."""
+        skips: bool = self.__dict__.get("_clipping", (None, False))[1]
+        return skips
+
+    @skip_nonfinite.setter
+    def skip_nonfinite(self, value: bool) -> None:
+        self._clip(self.max_grad_norm, value)
+
+    @property
+    def grad_norm(self) -> torch.Tensor | None:
+        """The norm of all gradients in the last step, before clipping: a 0-dim float64 tensor.
+
+        None before the first step that measures it, which is one with ``max_grad_norm`` or
+        ``skip_nonfinite``; ``max_grad_norm=float("inf")`` measures and clips nothing.
+        """
+        measurement = self.__dict__.get("_measurement")
+        return None if measurement is None else torch.tensor(measurement.norm, dtype=torch.float64)
+
+    @property
+    def skipped(self) -> torch.Tensor | None:
+        """Whether the last step has changed nothing: a 0-dim bool tensor.
+
+        Because of ``skip_nonfinite``, or of what a gradient scaler has found. None before the first
+        step with ``max_grad_norm`` or ``skip_nonfinite``.
+        """
+        measurement = self.__dict__.get("_measurement")
+        return None if measurement is None else torch.tensor(measurement.skipped)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        if "_clipping" in self.__dict__:
+            state["_clipping"] = self._clipping
+        return state
