@@ -87,7 +87,7 @@ void define_norm(py::module_& m, const TorchTensors& torch) {
         });
         return norm;
       },
-      py::arg("sum"));
+      py::arg("squares"));
   m.def(
       "clip_factor",
       [](double max_norm, double norm) {

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fusedopt import _native
 from fusedopt.checking.cases import CASES, DTYPES
+from fusedopt.checking.norms import verify_norms
 from fusedopt.checking.stored import STORAGES, verify_storage
 from fusedopt.checking.verify import Result, default_thread_counts, targets, verify_case
 
@@ -50,6 +51,15 @@ def _storage_jobs() -> Jobs:
         )
         for storage in STORAGES
         for case in CASES
+    ]
+
+
+def _norm_jobs() -> Jobs:
+    return [
+        lambda dtype=dtype: verify_norms(  # type: ignore[misc]
+            dtype, _native.available_isas(), default_thread_counts()
+        )
+        for dtype in DTYPES
     ]
 
 
@@ -116,10 +126,13 @@ def print_verification() -> int:
         by_dtype = verify(progress)
         bar.update(task, description="verifying what is stored in fewer bytes")
         by_storage = _merged(_storage_jobs(), progress)
+        bar.update(task, description="verifying norms")
+        norms = _merged(_norm_jobs(), progress)
     title = "Native kernels against the NumPy reference"
     _print_table(console, title, by_dtype, has_ulp=True)
     _print_table(console, "The same, in fewer bytes", _over_rules(by_storage), has_ulp=False)
-    results = [*by_dtype, *by_storage]
+    _print_table(console, "What is measured ahead of a step", norms, has_ulp=False)
+    results = [*by_dtype, *by_storage, *norms]
     mismatches = sum(result.mismatches for result in results)
     console.print(
         f"{len(results)} combinations, threads {', '.join(map(str, default_thread_counts()))}: "

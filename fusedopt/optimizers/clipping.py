@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-OPTIONS = ("max_grad_norm", "skip_nonfinite")
+DEFAULTS: dict[str, Any] = {"max_grad_norm": None, "skip_nonfinite": False}
 
 
 def refuse_options_of_group(group: Mapping[str, Any], index: int) -> None:
@@ -19,7 +19,7 @@ def refuse_options_of_group(group: Mapping[str, Any], index: int) -> None:
         ValueError: it names the option. ``ZeroRedundancyOptimizer`` makes options of groups of all
             that it is given, and every rank's optimizer would measure its own part only.
     """
-    for name in OPTIONS:
+    for name in DEFAULTS:
         if name in group:
             raise ValueError(
                 f"parameter group {index}: {name} is an option of the optimizer, not of a group, "

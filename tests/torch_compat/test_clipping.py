@@ -296,65 +296,6 @@ def test_a_group_cannot_have_them(name):
         fusedopt.SGD([{"params": [param], name: 1.0}])
 
 
-# All or nothing
-
-
-def test_a_refused_step_changes_nothing_and_measures_nothing():
-    params = params_and_grads()
-    params[1].grad = torch.ones(3).to_sparse()
-    optimizer = fusedopt.Adam(params, max_grad_norm=1.0)
-    before = snapshot(optimizer)
-    with pytest.raises(RuntimeError, match="group 0, parameter 1: the gradient is sparse"):
-        optimizer.step()
-    assert snapshot(optimizer) == before
-    assert optimizer.grad_norm is None
-
-
-class Plain(torch.nn.Parameter):
-    """A user's own class of parameters."""
-
-
-def test_a_measurement_that_fails_changes_nothing(monkeypatch):
-    """Where ranks are asked, before anything is written."""
-    from fusedopt.optimizers import clipping
-
-    def fail(self, sums):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(clipping.Measurement, "sum_of", lambda self, param: 1)
-    monkeypatch.setattr(clipping.Measurement, "total", fail)
-    params = [Plain(torch.ones(3)), Plain(torch.ones(3))]
-    for param in params:
-        param.grad = torch.ones(3)
-    optimizer = fusedopt.Adam(params, max_grad_norm=1.0)
-    before = snapshot(optimizer)
-    with pytest.raises(KeyboardInterrupt):
-        optimizer.step()
-    assert snapshot(optimizer) == before
-    assert not optimizer.state
-
-
-def test_memory_that_is_replaced_while_ranks_are_asked(monkeypatch):
-    """What is stepped is what is there afterwards."""
-    from fusedopt.optimizers import clipping
-
-    params = [Plain(torch.ones(3)), Plain(torch.ones(3))]
-    for param in params:
-        param.grad = torch.ones(3)
-
-    def replace(self, sums):
-        params[0].data = torch.full((3,), 5.0)
-        return [sum(column) for column in zip(*sums, strict=True)]
-
-    monkeypatch.setattr(clipping.Measurement, "sum_of", lambda self, param: 1)
-    monkeypatch.setattr(clipping.Measurement, "total", replace)
-    optimizer = fusedopt.SGD(params, lr=1.0, max_grad_norm=math.inf)
-    optimizer.step()
-    assert params[0].tolist() == [4.0] * 3
-    assert params[1].tolist() == [0.0] * 3
-    assert optimizer.grad_norm == math.sqrt(6)
-
-
 def test_hooks_closures_and_schedulers():
     params = params_and_grads()
     optimizer = fusedopt.SGD(params, lr=1.0, max_grad_norm=1.0, skip_nonfinite=True)

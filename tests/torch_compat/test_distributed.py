@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import clipping_workers as clipping
 import pytest
 
 import distributed_checkpoints as checkpoints
@@ -19,6 +20,10 @@ import distributed_workers as workers
         (workers.pending, 2),
         (workers.placed_otherwise, 4),
         (workers.mixed, 2),
+        (clipping.fsdp_norm, 2),
+        (clipping.fsdp_uneven_norm, 4),
+        (clipping.norm_over_meshes, 4),
+        (clipping.zero_is_refused, 2),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

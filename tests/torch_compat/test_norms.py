@@ -78,9 +78,7 @@ def test_errors_and_what_is_not_finite(special):
         params = params_and_grads()
         params[1].grad[0] = special
         before = [content(param.grad) for param in params]
-        with pytest.raises(
-            RuntimeError, match=r"norm of order 2\.0 for gradients"
-        ):
+        with pytest.raises(RuntimeError, match=r"norm of order 2\.0 for gradients"):
             function(params, 1.0, error_if_nonfinite=True)
         assert [content(param.grad) for param in params] == before
         norm = function(params, 1.0)
