@@ -122,6 +122,24 @@ def test_sums_are_exact_and_rounded_once():
         assert same(norm_of(tensors), math.sqrt(math.fsum(v * v for v in values)))
 
 
+def test_ties_are_rounded_to_even_before_the_root():
+    """Of sums of powers of 4 in the middle between two doubles, those whose roots differ."""
+    generator = np.random.default_rng(3)
+    seen = set()
+    for _ in range(100):
+        powers = [53, *(k for k in range(27, 53) if generator.random() < 0.5)]
+        below = sum(4**k for k in powers)  # of which 2^54 is one unit
+        if math.sqrt(below) == math.sqrt(below + 2**54):
+            continue
+        half = [2.0**26] * 2
+        for more in ((), (2.0**-500,)):
+            values = [*(2.0**k for k in powers), *half, *more]
+            expected = math.sqrt(math.fsum(value * value for value in values))
+            assert same(norm_of(of_squares(*values)), expected)
+            seen.add((27 in powers, bool(more)))
+    assert len(seen) == 4
+
+
 @pytest.mark.parametrize(
     "values",
     [

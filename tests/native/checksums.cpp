@@ -6,8 +6,11 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
+#include "core/codec.h"
+#include "core/reduction.h"
 #include "core/rule_info.h"
 #include "cpu/kernels.h"
 #include "fixed_options.h"
@@ -177,6 +180,29 @@ void print_conversions(Format format) {
   std::printf("%s %zu %016" PRIx64 "\n", name_of(format), sizeof(T), checksum);
 }
 
+// The lanes of sums of squares, of as many elements as rows and registers end at, or do not.
+template <class Stored>
+void print_squares(Format format) {
+  const auto& table = cpu::FUSEDOPT_ISA::kernel_table;
+  const std::vector<float> floats = inputs<float>(5, false);
+  const std::vector<double> doubles = inputs<double>(6, false);
+  uint64_t checksum = 0;
+  for (const int64_t n : {int64_t{1}, int64_t{63}, int64_t{64}, int64_t{300}, kElements}) {
+    std::vector<Stored> stored(kElements);
+    for (int64_t i = 0; i < kElements; ++i) {
+      with_codec(format, [&]<class Codec>() {
+        stored[i] = static_cast<Stored>(Codec::encode(
+            std::is_same_v<Stored, double> ? doubles[i] : static_cast<double>(floats[i])));
+      });
+    }
+    double lanes[kSquareLanes] = {};
+    table.add_squares[static_cast<size_t>(format)](stored.data(), n, lanes);
+    for (double& lane : lanes) lane = lane != lane ? -1.0 : lane;  // any NaN will do
+    checksum = add_to_checksum(checksum, lanes, sizeof lanes);
+  }
+  std::printf("squares of %s %016" PRIx64 "\n", name_of(format), checksum);
+}
+
 }  // namespace
 }  // namespace fusedopt
 
@@ -198,4 +224,8 @@ int main() {
     fusedopt::print_blocks<float>(format);
     fusedopt::print_blocks<double>(format);
   }
+  fusedopt::print_squares<float>(fusedopt::Format::kFloat32);
+  fusedopt::print_squares<double>(fusedopt::Format::kFloat64);
+  fusedopt::print_squares<uint16_t>(fusedopt::Format::kBFloat16);
+  fusedopt::print_squares<uint16_t>(fusedopt::Format::kFloat16);
 }

@@ -118,6 +118,19 @@ def test_conversions_are_vectorised(functions, conversion):
         ), f"{conversion}, {isa}"
 
 
+def test_sums_of_squares_are_vectorised(functions):
+    """Products and sums of as many registers as are summed together."""
+    found = named(functions, r"::add_squares<")
+    assert len(found) == 4
+    for name, bodies in found.items():
+        assert {widest(body) for body in bodies} == set(REGISTERS)
+        for body in bodies:
+            register = REGISTERS[widest(body)]
+            packed = Counter(op for op, operands in body if register in operands)
+            assert sum(packed[op] for op in ("mulpd", "vmulpd")) >= 8, name
+            assert sum(packed[op] for op in ("addpd", "vaddpd")) >= 8, name
+
+
 def test_no_fused_multiply_add_and_no_approximation(functions):
     for (_, name), body in functions.items():
         for op, _ in body:
@@ -129,10 +142,8 @@ def test_wide_registers_stay_in_their_kernels(functions):
     """Code of one instruction set that is linked in for all would crash older CPUs."""
     for (_, name), body in functions.items():
         if widest(body) != "baseline":
-            own = (
-                r"::kernel<|::update_tail<|::(de|en)code_\w+<|::find_range<"
-                r"|unscale_block|draw_random_bits"
-            )
+            templates = r"kernel|update_tail|(de|en)code_\w+|find_range|add_squares|unscale_block"
+            own = rf"::({templates})<|draw_random_bits"
             assert re.search(own, name), name
 
 
