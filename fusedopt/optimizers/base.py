@@ -136,13 +136,12 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
       are the same after a resume and on any number of threads. A rule that counts no steps gets a
       state ``step`` for that.
 
-    Two more are options of the optimizer, not of a group, and attributes of it that may be set
-    between steps. Pickles and copies have them, ``state_dict()`` has not. They need parameters on
-    the CPU so far; on a GPU ``step`` raises ``NotImplementedError``.
+    Two more are options and attributes of the optimizer, not of a group. Pickles and copies have
+    them, ``state_dict()`` has not. They need parameters on the CPU so far.
 
-    - ``max_grad_norm``: gradients are clipped so that the 2-norm of all of them together is at most
-      this, as ``torch.nn.utils.clip_grad_norm_`` does, but inside of the step: in memory they stay
-      as they are. ``grad_norm`` is the norm before clipping; ``float("inf")`` only measures it.
+    - ``max_grad_norm``: gradients are clipped inside of the step to this 2-norm of all of them, as
+      by ``torch.nn.utils.clip_grad_norm_``; in memory they stay as they are. ``grad_norm`` is the
+      norm before clipping; ``float("inf")`` only measures it.
     - ``skip_nonfinite``: a step with an infinity or a NaN in any gradient changes nothing, creates
       no state and counts no step; ``skipped`` says so.
 
