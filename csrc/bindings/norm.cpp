@@ -13,7 +13,9 @@ namespace {
 // The sums of plain tensors, of which each belongs to one.
 class TensorSquares {
  public:
-  explicit TensorSquares(const TorchTensors& torch) : torch_(torch) {}
+  explicit TensorSquares(const TorchTensors& torch) : torch_(torch) {
+    execution_.max_threads = torch.num_threads();
+  }
 
   void add(PyObject* tensor, uint32_t sum) {
     torch_.require_tensor(tensor, "an element of the list");
@@ -28,12 +30,9 @@ class TensorSquares {
     sums_.resize(std::max<size_t>(sums_.size(), sum + 1));
   }
 
-  // Their strides and addresses have been read, and no Python code runs until this is done.
   const std::vector<ExactSum>& measure() {
-    Execution execution;
-    execution.max_threads = torch_.num_threads();
     const ReleasedGil release;
-    cpu_engine().measure(list_, {}, execution, sums_);
+    cpu_engine().measure(list_, {}, execution_, sums_);
     return sums_;
   }
 
@@ -41,6 +40,7 @@ class TensorSquares {
   static constexpr const char* kName = "the tensor";
 
   const TorchTensors& torch_;
+  Execution execution_;
   KeepAlive keep_;
   SquareList list_;
   std::vector<ExactSum> sums_{1};
@@ -49,21 +49,20 @@ class TensorSquares {
 py::list sums_of_squares(const TorchTensors& torch, const py::list& tensors, const py::list& sums) {
   py::list result;
   size_t position = 0;
-  bool is_known = false;
   with_exceptions(
       [&] {
         TensorSquares squares(torch);
         for (; position < tensors.size(); ++position) {
-          is_known = true;
           squares.add(py::object(tensors[position]).ptr(), py::cast<uint32_t>(sums[position]));
         }
-        is_known = false;
         for (ExactSum sum : squares.measure()) {
           sum.carry();
           result.append(to_list(sum));
         }
       },
-      [&] { return is_known ? "tensor " + std::to_string(position) : std::string(); });
+      [&] {
+        return position < tensors.size() ? "tensor " + std::to_string(position) : std::string();
+      });
   return result;
 }
 

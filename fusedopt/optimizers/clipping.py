@@ -37,19 +37,27 @@ class SumsOverRanks:
 
     def __init__(self) -> None:
         self._cuts: list[dict[str, tuple[Any, str]]] = [{}]
+        self._known: dict[Any, int] = {}  # by mesh and placements
 
     def sum_of(self, tensor: Any) -> int:
         """The number of the sum that the squares of a tensor belong to."""
         mesh = getattr(tensor, "device_mesh", None)
+        if mesh is None:
+            return 0
+        key = (mesh, tensor.placements)
+        if key not in self._known:
+            self._known[key] = self._number_of(mesh, tensor.placements)
+        return self._known[key]
+
+    def _number_of(self, mesh: Any, placements: Any) -> int:
         cuts: dict[str, tuple[Any, str]] = {}
-        if mesh is not None:
-            for dim, placement in enumerate(tensor.placements):
-                if not placement.is_replicate():
-                    group = mesh.get_group(dim)
-                    cuts[group.group_name] = (group, mesh.device_type)
-        numbers = [number for number, known in enumerate(self._cuts) if known.keys() == cuts.keys()]
-        if numbers:
-            return numbers[0]
+        for dim, placement in enumerate(placements):
+            if not placement.is_replicate():
+                group = mesh.get_group(dim)
+                cuts[group.group_name] = (group, mesh.device_type)
+        for number, known in enumerate(self._cuts):
+            if known.keys() == cuts.keys():
+                return number
         self._cuts.append(cuts)
         return len(self._cuts) - 1
 
