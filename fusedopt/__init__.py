@@ -33,7 +33,7 @@ from fusedopt.environment import USES_HUGE_PAGES, USES_TORCH_LIBRARY
 from fusedopt.norms import clip_grad_norm_ as clip_grad_norm_
 from fusedopt.norms import get_total_norm as get_total_norm
 from fusedopt.optimizers.base import FusedOptimizer as FusedOptimizer
-from fusedopt.optimizers.base import local_tensor as local_tensor
+from fusedopt.optimizers.local_tensors import local_tensor as local_tensor
 from fusedopt.optimizers.shards import part_of as part_of
 
 if TYPE_CHECKING:  # Type checkers run nothing: they see the classes where their rows are.

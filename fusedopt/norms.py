@@ -10,8 +10,8 @@ import torch
 
 from fusedopt import _native
 from fusedopt.forks import torch_on_one_thread_if_forked
-from fusedopt.optimizers.base import local_tensor
 from fusedopt.optimizers.clipping import SumsOverRanks
+from fusedopt.optimizers.local_tensors import local_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
