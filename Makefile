@@ -17,7 +17,7 @@ help:
 	@echo "make test        build and run the tests"
 	@echo "make mutants     build deliberate faults, one after the other, and see that tests find them"
 	@echo "make soak        everything at once, for MINUTES=20: threads, forks, signals, checkpoints"
-	@echo "make ecosystem   train with transformers, accelerate, lightning, go on from others (three minutes)"
+	@echo "make ecosystem   train with transformers, accelerate, lightning, deepspeed and others (minutes)"
 	@echo "make pictures    draw docs/pictures anew (about two minutes)"
 	@echo "make wheel       build sdist and wheel without CUDA into dist/, try the wheel (five minutes)"
 	@echo "make docs        build the documentation into site/; docs-serve shows it while you write"

@@ -10,17 +10,15 @@ import os
 import re
 import shlex
 import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from markdown_it import MarkdownIt
 from typer.main import get_command
 
 import fusedopt
+from code_blocks import Block, blocks_of, file_of, torchrun
 from fusedopt import reference
 from fusedopt.checking import rows
 from fusedopt.cli import app
@@ -31,34 +29,11 @@ DOCUMENTS = sorted(
 )
 OWN_RULE = ROOT / "docs" / "guides" / "own-rule.md"
 DISTRIBUTED = ROOT / "docs" / "guides" / "distributed.md"
+OFFLOADED = ROOT / "docs" / "guides" / "offloaded-training.md"
 
 each_document = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
 )
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block of code. One with a title is a file, which has a test of its own."""
-
-    language: str
-    title: str
-    text: str
-
-
-def blocks_of(document: Path, language: str | None = None) -> list[Block]:
-    blocks = []
-    for token in MarkdownIt().parse(document.read_text()):
-        if token.type == "fence":
-            title = re.search(r'title="([^"]*)"', token.info)
-            name = token.info.split(maxsplit=1)[0] if token.info else ""
-            blocks.append(Block(name, title[1] if title else "", token.content))
-    return [block for block in blocks if language in (None, block.language)]
-
-
-def file_of(document: Path, title: str) -> str:
-    (block,) = (block for block in blocks_of(document) if block.title == title)
-    return block.text
 
 
 def names_of_examples() -> dict[str, object]:
@@ -89,7 +64,7 @@ def run(block: Block, names: dict[str, object], where: str) -> None:
 def test_languages_are_those_that_are_tried(document):
     assert {block.language for block in blocks_of(document)} <= {"python", "bash", "cpp", "text"}
     titles = {block.title for block in blocks_of(document) if block.title}
-    assert not titles or document in (OWN_RULE, DISTRIBUTED)
+    assert not titles or document in (OWN_RULE, DISTRIBUTED, OFFLOADED)
     assert not blocks_of(document, "cpp") or document == OWN_RULE
 
 
@@ -135,25 +110,27 @@ def test_commands_exist(document):
         elif program == "python" and arguments[0] == "-m":
             assert importlib.util.find_spec(arguments[1]), line
         elif program == "python":
-            assert (ROOT / arguments[0]).is_file(), line
+            assert arguments[0] in files or (ROOT / arguments[0]).is_file(), line
         else:
             assert program == "torchrun", line
             assert arguments[-1] in files, line
 
 
 def test_the_script_of_the_distributed_guide_runs(tmp_path):
-    script = tmp_path / "train.py"
-    # torch's threads sometimes abort a process as its interpreter ends, with torch.optim, too.
-    leave = "sys.stdout.flush()\nos._exit(0)\n"
-    script.write_text(f"import sys\n{file_of(DISTRIBUTED, 'train.py')}\n{leave}")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    result = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", script],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("the same parameters") == 2
+    said = torchrun(file_of(DISTRIBUTED, "train.py"), tmp_path)
+    assert said.count("the same parameters") == 2
+
+
+def test_offloading_with_fsdp2_changes_no_bit(tmp_path):
+    """The script, which knows a function ``train``, and the same without its policy."""
+    script, end = file_of(OFFLOADED, "fsdp2.py").split("dist.destroy_process_group()")
+    compare = """
+for param, other in zip(model.parameters(), train()[0].parameters(), strict=True):
+    assert torch.equal(param.full_tensor(), other.full_tensor())
+"""
+    said = torchrun(f"{script}{compare}dist.destroy_process_group(){end}", tmp_path)
+    elements = 64 * 128 + 128 + 128 * 64 + 64
+    assert said.count(f"{16 * elements // 2} bytes on the host") == 2
 
 
 @pytest.fixture
