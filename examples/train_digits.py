@@ -254,12 +254,17 @@ def train_all(names: list[str], epochs: int, seed: int) -> list[Result]:
     return results
 
 
-def make_report(results: list[Result], epochs: int, seed: int) -> dict[str, Any]:
-    """The results with everything that is needed to repeat them, ready for JSON."""
+def describe_machine() -> dict[str, str]:
+    """Where and with which versions something was trained."""
     # The name of the kernel's build says nothing to others.
     machine = {name: value for name, value in collect().items() if name != "platform"}
+    return machine | {"cores": str(os.cpu_count()), "scikit-learn": sklearn.__version__}
+
+
+def make_report(results: list[Result], epochs: int, seed: int) -> dict[str, Any]:
+    """The results with everything that is needed to repeat them, ready for JSON."""
     return {
-        "machine": machine | {"cores": str(os.cpu_count()), "scikit-learn": sklearn.__version__},
+        "machine": describe_machine(),
         "settings": {"epochs": epochs, "batch_size": BATCH_SIZE, "seed": seed},
         "results": [asdict(result) for result in results],
     }

@@ -1,0 +1,120 @@
+"""The example that stores in fewer bytes: its trainings and its comparison."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def example():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        yield importlib.import_module("fewer_bytes")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def losses_with_torch(task, steps, lr, seed):
+    """A loop with torch's optimizer and torch's schedule."""
+    torch.manual_seed(seed)
+    model, batches = task.start(torch.Generator().manual_seed(seed))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    losses = []
+    for inputs, targets in itertools.islice(batches, steps):
+        optimizer.zero_grad()
+        loss = task.loss(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", ["digits", "text", "long"])
+def test_in_float32_the_training_is_torchs(example, name):
+    assert set(example.TASKS) == {"digits", "text", "long"}
+    task, steps, lr = example.TASKS[name], 20, 0.003
+    losses = losses_with_torch(task, steps, lr, seed=1)
+    trained = example.final_loss(example.Training(name, "AdamW", "float32", steps, lr, seed=1))
+    assert trained == pytest.approx(sum(losses[-2:]) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["digits", "text", "long"])
+def test_every_way_stores_something_else(example, name):
+    """So each ends elsewhere, though not far; and eight bits are eight bits in every network."""
+    kinds = [(name, "Adam", way, 10, 0.003) for way in example.WAYS]
+    losses = [example.final_loss(example.Training(*kind, seed=0)) for kind in kinds]
+    assert len(set(losses)) == len(example.WAYS)
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=0.05)
+
+
+def result(way, *losses, task="digits", optimizer="SGD"):
+    return {
+        "task": task, "optimizer": optimizer, "way": way, "steps": 460, "lr": 0.1,
+        "losses": list(losses),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("losses", "where", "said"),
+    [
+        ((1.0, 2.0, 3.0), "within", "+0.0%"),
+        ((3.0, 3.0, 3.0), "within", "+50.0%"),
+        ((1.0, 1.0, 8.0), "higher", "**+66.7%**"),
+        ((0.9, 0.9, 1.1), "lower", "**-51.7%**"),
+        ((1.0, 2.0, float("nan")), "higher", "**NaN**"),
+    ],
+)
+def test_the_mean_is_compared_with_the_seeds_of_float32(example, losses, where, said):
+    results = [result("float32", 3.0, 1.0, 2.0), result("bfloat16", *losses)]
+    standing = example.compare(results)["digits", "SGD"]["bfloat16"]
+    assert standing.where == where
+    assert str(standing) == said
+
+
+def run(*arguments):
+    command = [sys.executable, EXAMPLES / "fewer_bytes.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+def test_tables_and_pictures_are_the_same_from_a_file(tmp_path):
+    file = tmp_path / "losses.json"
+    trained = run(
+        "--seeds", 2, "--shorter", 100, "--only", "SGD", "--json", file, "--plot", tmp_path / "a"
+    )
+    assert trained.returncode == 0, trained.stderr
+    report = json.loads(file.read_text())
+    assert report["settings"] == {"seeds": 2, "shorter": 100}
+    assert report["machine"]["torch"] == torch.__version__
+    assert [r["steps"] for r in report["results"]] == [4] * 7 + [4] * 7 + [100] * 7
+
+    read = run("--from", file, "--plot", tmp_path / "b")
+    assert read.returncode == 0, read.stderr
+    assert read.stdout.replace("/b/", "/a/") == trained.stdout
+    for theme in ("light", "dark"):
+        name = f"fewer-bytes-{theme}.svg"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("option", ["--only", "--task"])
+def test_unknown_names_are_refused(option):
+    refused = run(option, "sine")
+    assert refused.returncode == 2
+    assert "sine is not one of" in refused.stderr
