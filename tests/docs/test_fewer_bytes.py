@@ -1,4 +1,4 @@
-"""The example that stores in fewer bytes: its trainings and its comparison."""
+"""The example that stores in fewer bytes: its trainings, its comparison, and what is published."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+GUIDE = ROOT / "docs" / "guides" / "less-memory.md"
+[PUBLISHED] = (EXAMPLES / "results").glob("fewer_bytes*.json")
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +121,45 @@ def test_unknown_names_are_refused(option):
     refused = run(option, "sine")
     assert refused.returncode == 2
     assert "sine is not one of" in refused.stderr
+
+
+def test_published_losses_are_complete(example):
+    report = json.loads(PUBLISHED.read_text())
+    seeds = report["settings"]["seeds"]
+    assert seeds >= 5
+    assert report["settings"]["shorter"] == 1
+    found = [(r["task"], r["optimizer"], r["way"]) for r in report["results"]]
+    assert found == list(itertools.product(example.TASKS, example.OPTIMIZERS, example.WAYS))
+    for trained in report["results"]:
+        task = example.TASKS[trained["task"]]
+        assert (trained["steps"], trained["lr"]) == (task.steps, task.rates[trained["optimizer"]])
+        assert len(trained["losses"]) == seeds
+
+
+def test_the_guide_says_what_the_published_losses_say(example):
+    """If not: ``python examples/fewer_bytes.py --from examples/results/fewer_bytes-….json``."""
+    report, guide = json.loads(PUBLISHED.read_text()), GUIDE.read_text()
+    assert example.summary(report) in guide
+    assert example.details(report) in guide
+    assert PUBLISHED.name in guide
+
+
+def test_the_guides_sentences_have_the_published_numbers(example):
+    compared = example.compare(json.loads(PUBLISHED.read_text())["results"])
+    guide = GUIDE.read_text()
+    digits = {name: ways for (task, name), ways in compared.items() if task == "digits"}
+    times = [1 + ways["bfloat16"].ratio for ways in digits.values()]
+    assert f"on digits the loss is {min(times):.1f} to {max(times):.1f} times" in guide
+
+    coded = "float32, 8-bit states", "bfloat16, master, 8-bit states"
+    outside = {
+        (key, way)
+        for key, ways in compared.items()
+        for way, standing in ways.items()
+        if standing.where != "within" and way != "bfloat16"
+    }
+    assert outside == {(("long", "AdamW"), way) for way in coded}
+    higher, with_masters = (compared["long", "AdamW"][way].ratio for way in coded)
+    assert f"{higher:.1%} higher, and {with_masters:.1%} with masters" in guide
+    lower = [-ways[way].ratio for name, ways in digits.items() if name != "SGD" for way in coded]
+    assert f"{min(lower):.1%} to {max(lower):.1%} lower" in guide
