@@ -97,6 +97,12 @@ def integer_cases() -> dict:
             cases[f"mov.{kind}{bits}"] = x * 2, [(7, 7), (ones, ones), (top, top)]
     cases["mul.wide.u16"] = "rhh", [(42, 6, 7), (0xFFFE0001, 0xFFFF, 0xFFFF)]
     cases["mul.wide.u32"] = "lrr", [(42, 6, 7), (0xFFFFFFFE00000001, 0xFFFFFFFF, 0xFFFFFFFF)]
+    cases["prmt.b32"] = "rrrr", [
+        (0x44332211, 0x44332211, 0x88776655, 0x3210), (0x88776655, 0x44332211, 0x88776655, 0x7654),
+        (0x11223344, 0x44332211, 0x88776655, 0x0123), (0x22116655, 0x44332211, 0x88776655, 0x1054),
+        (0xFF00FF00, 0x44332211, 0x88776655, 0xF8F8), (0x000000FF, 0x44332280, 0x88776655, 0xBBB8),
+        (0x44332211, 0x44332211, 0, 0xFFFF3210),
+    ]  # fmt: skip
     cases["bfe.u32"] = "rrrr", [
         (0xE, 0xDEADBEEF, 4, 4), (0xDEAD, 0xDEADBEEF, 16, 16), (0xDEADBEEF, 0xDEADBEEF, 0, 32),
         (0, 0xDEADBEEF, 5, 0), (0x1, 0xDEADBEEF, 31, 8), (0, 0xDEADBEEF, 32, 8),
@@ -195,6 +201,20 @@ FLOAT_CASES = {
         (f(3), f(9)), (0x3FB504F3, f(2)), (0, 0), (NEGATIVE, NEGATIVE), (INF, INF), (NAN, f(-1)),
         (0x1A3504F3, TINY), (NAN, QUIET_NAN),
     ]),
+    "rcp.rn.f32": ("rr", [
+        (f(0.5), f(2)), (0x3EAAAAAB, f(3)), (INF, 0), (INF | NEGATIVE, NEGATIVE), (0, INF),
+        (0x00400000, 0x7F000000), (INF, TINY), (NAN, QUIET_NAN),
+    ]),
+    "max.f32": ("rrr", [
+        (f(2), f(1), f(2)), (f(1), f(1), f(-2)), (0, 0, NEGATIVE), (0, NEGATIVE, 0),
+        (NEGATIVE, NEGATIVE, NEGATIVE), (f(1), QUIET_NAN, f(1)), (f(1), f(1), SIGNALLING_NAN),
+        (NAN, QUIET_NAN, SIGNALLING_NAN), (INF, INF, MAX), (TINY, TINY, 0),
+    ]),
+    "min.f32": ("rrr", [
+        (f(1), f(1), f(2)), (f(-2), f(1), f(-2)), (NEGATIVE, 0, NEGATIVE), (NEGATIVE, NEGATIVE, 0),
+        (0, 0, 0), (f(1), QUIET_NAN, f(1)), (f(1), f(1), SIGNALLING_NAN),
+        (NAN, QUIET_NAN, SIGNALLING_NAN), (MAX, INF, MAX), (0, TINY, 0),
+    ]),
     "neg.f32": ("rr", [
         (f(-1), f(1)), (NEGATIVE, 0), (0, NEGATIVE), (INF | NEGATIVE, INF), (TINY, TINY | NEGATIVE),
     ]),
@@ -258,6 +278,15 @@ CONVERSION_CASES = {
         (LARGEST, d(2.0**63)), (SMALLEST, d(-(2.0**63))), (SMALLEST, d(-1e300)), (LARGEST, D_INF),
         (SMALLEST, D_INF | D_NEGATIVE), (SMALLEST, D_NAN), (SMALLEST, D_NAN | D_NEGATIVE),
         ((1 << 63) - 1024, d(2.0**63 - 1024)),
+    ]),
+    "cvt.rzi.s32.f32": ("rr", [
+        (1, f(1.9)), (-1, f(-1.9)), (0, f(-0.9)), (0, TINY), (0x7FFFFF80, 0x4EFFFFFF),
+        (0x7FFFFFFF, f(2.0**31)), (1 << 31, f(-(2.0**31))), (1 << 31, f(-1e30)),
+        (0x7FFFFFFF, INF), (1 << 31, INF | NEGATIVE), (0, NAN), (0, QUIET_NAN),
+    ]),
+    "cvt.rn.f32.s32": ("rr", [
+        (f(5), 5), (f(-5), -5), (f(2.0**24), (1 << 24) + 1), (f(2.0**24 + 4), (1 << 24) + 3),
+        (f(2.0**31), 0x7FFFFFFF), (f(-(2.0**31)), 1 << 31),
     ]),
     "cvt.rn.f32.s64": ("rl", [
         (f(5), 5), (f(-5), -5), (f(2.0**24), (1 << 24) + 1), (f(2.0**24 + 4), (1 << 24) + 3),

@@ -108,16 +108,18 @@ def test_other_moves(statement):
 
 
 # ---- the whole table ----
-# Branches, barriers and fences have their tests among those of the kernels and of the memory.
+# Branches, barriers and fences have their tests among those of the kernels and of the memory, and
+# what a warp does together has a file of its own.
 FENCES = {
     "membar.gl",
     "membar.sys",
     *(f"fence.{o}.{s}" for o in ("sc", "acq_rel") for s in ("gpu", "sys")),
 }
+OF_A_WARP = {"redux.sync.max.s32", "redux.sync.max.u32"}
 
 
 def test_every_instruction_has_a_case():
-    assert set(OPCODES) == {*CASES, *ACCESSES, *ATOMICS, *FENCES}
+    assert set(OPCODES) == {*CASES, *ACCESSES, *ATOMICS, *FENCES, *OF_A_WARP}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_every_instruction_has_a_case():
         "cvt.rni.s64.f64 %rd1, %fd1;",
         "membar.cta;",
         "bar.sync 0, 64;",
-        "bar.warp.sync 0xffffffff;",
+        "shfl.sync.idx.b32 %r1, %r1, 0, 31, 0xffffffff;",
         "call (%r1), function, (%r2);",
         ".local .align 8 .b8 depot[16];",
     ],

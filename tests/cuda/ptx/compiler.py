@@ -32,5 +32,6 @@ def compile_block(kernel: Kernel, block: BasicBlock) -> Callable:
             raise UnknownInstruction(f"{instruction.opcode} ({where})")
         OPCODES[instruction.opcode](emitter, instruction)
     following = [kernel.blocks[s].live for s in block.successors if s < len(kernel.blocks)]
-    guard = frozenset([block.guard.lstrip("!")] if block.guard else [])
-    return emitter.finish(block, frozenset().union(*following, guard))
+    guard = [block.guard.lstrip("!")] if block.guard else []
+    of_end = block.end.reads if block.end else []
+    return emitter.finish(block, frozenset().union(*following, guard, of_end))

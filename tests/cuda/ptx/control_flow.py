@@ -14,7 +14,13 @@ from ptx.instruction import Instruction
 BRANCHES = frozenset({"bra", "bra.uni"})
 EXITS = frozenset({"ret", "exit"})
 BARRIERS = frozenset({"bar.sync", "barrier.sync"})  # of all threads of the block
-ENDS = BRANCHES | EXITS | BARRIERS
+WARP_BARRIERS = frozenset({"bar.warp.sync"})
+# Where a warp's threads meet for what they do together; it orders nothing.
+MEETING = "meet.warp"
+ENDS = BRANCHES | EXITS | BARRIERS | WARP_BARRIERS | {MEETING}
+
+# A barrier's own operand; and the warp's threads that take part, who are all.
+OF_THE_BLOCK, OF_THE_WARP = "0", frozenset({"-1", "0xffffffff"})
 
 
 @dataclass
@@ -62,6 +68,8 @@ def basic_blocks(statements: list[str | Instruction]) -> list[BasicBlock]:
             _add(statement, blocks[-1])
             blocks.append(BasicBlock(len(blocks)))
         else:
+            if statement.kind == "redux":
+                _add(meeting_for(statement), begin() if blocks[-1].end else blocks[-1])
             _add(statement, begin() if blocks[-1].end else blocks[-1])
     if not blocks[-1].instructions:
         blocks.pop()
@@ -70,8 +78,22 @@ def basic_blocks(statements: list[str | Instruction]) -> list[BasicBlock]:
     return blocks
 
 
+def meeting_for(instruction: Instruction) -> Instruction:
+    """What comes ahead of an instruction that takes the values of all threads of a warp."""
+    mask = instruction.operands[-1]
+    return Instruction(instruction.kernel, instruction.line, f"{MEETING} {mask}")
+
+
+def _takes_all(instruction: Instruction) -> bool:
+    if instruction.opcode in BARRIERS:
+        return instruction.operands == [OF_THE_BLOCK]
+    is_of_warp = instruction.opcode in WARP_BARRIERS or instruction.opcode == MEETING
+    # In a register it is seen as the kernel runs.
+    return not is_of_warp or bool(instruction.reads) or instruction.operands[0] in OF_THE_WARP
+
+
 def _add(instruction: Instruction, block: BasicBlock) -> None:
-    if instruction.opcode in BARRIERS and instruction.operands != ["0"]:
+    if not _takes_all(instruction):
         raise UnknownInstruction(
             f"{instruction.kernel}, line {instruction.line}: {instruction.text}"
         )

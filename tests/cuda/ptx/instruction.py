@@ -9,7 +9,9 @@ from functools import cached_property
 # An operand is a vector in braces, an address in brackets, or a word.
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 REGISTER = re.compile(r"%(?!tid\b|ctaid\b|ntid\b|nctaid\b)\w+")
-WITHOUT_RESULT = frozenset({"st", "red", "bra", "ret", "exit", "bar", "barrier", "membar", "fence"})
+WITHOUT_RESULT = frozenset(
+    {"st", "red", "bra", "ret", "exit", "bar", "barrier", "meet", "membar", "fence"}
+)
 
 
 @dataclass(frozen=True)

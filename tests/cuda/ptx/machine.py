@@ -9,12 +9,15 @@ import numpy as np
 
 from ptx.block_memory import POISON, Parameters, SharedMemory
 from ptx.compiler import code_of
-from ptx.control_flow import BARRIERS, EXITS, BasicBlock
+from ptx.control_flow import BARRIERS, EXITS, MEETING, WARP_BARRIERS, BasicBlock
 from ptx.faults import Fault
 from ptx.instruction import Instruction
 from ptx.module import Kernel
-from ptx.ordering import Ordering
+from ptx.ordering import WARP, Ordering
 from ptx.space import Space
+
+ALL_OF_A_WARP = 0xFFFFFFFF
+WAITS = BARRIERS | WARP_BARRIERS | {MEETING}
 
 # Threads that go on together: their numbers in the launch, and their registers.
 Registers = dict[str, np.ndarray]
@@ -49,6 +52,13 @@ class Machine:
         for t in thread.tolist():
             self.ordering.fence(t)
 
+    def largest_of_warp(self, values: np.ndarray, thread: np.ndarray) -> np.ndarray:
+        """Of whole warps: the largest value of each, for all of its threads."""
+        _, warp = np.unique(self.ordering.warp_of(thread), return_inverse=True)
+        largest = np.full(warp.max() + 1, np.iinfo(values.dtype).min, values.dtype)
+        np.maximum.at(largest, warp, values)
+        return largest[warp]
+
     def check_divisor(
         self, instruction: Instruction, divisor: np.ndarray, thread: np.ndarray
     ) -> None:
@@ -69,8 +79,10 @@ class Machine:
             at = heapq.heappop(self._queue)
             self._run_block(at, *self._merged(at, self._groups.pop(at)))
         for behind, (thread, _) in self._waiting.items():
-            reason = "a barrier that not all threads of the block reach"
-            self._fault(reason, self.kernel.blocks[behind - 1].end, int(thread[0]))
+            end = self.kernel.blocks[behind - 1].end
+            team = "block" if end.opcode in BARRIERS else "warp"
+            reason = f"a barrier that not all threads of the {team} reach"
+            self._fault(reason, end, int(thread[0]))
 
     def _run_block(self, at: int, thread: np.ndarray, registers: Registers) -> None:
         block = self.kernel.blocks[at]
@@ -83,8 +95,9 @@ class Machine:
             raise
         if block.end is not None and block.end.opcode in EXITS:
             return
-        if block.end is not None and block.end.opcode in BARRIERS:
-            self._wait(at + 1, thread, registers)
+        if block.end is not None and block.end.opcode in WAITS:
+            self._check_mask(block.end, thread, registers)
+            self._wait(at + 1, thread, registers, block.end.opcode)
         elif block.target is None:
             self._put(at + 1, thread, registers)
         else:
@@ -130,18 +143,33 @@ class Machine:
         live = self._live(at).intersection(set().union(*(g[1] for g in groups)))
         return thread, {register: joined(register, groups) for register in live}
 
-    def _wait(self, behind: int, thread: np.ndarray, registers: Registers) -> None:
-        """At a barrier, until all threads of the block are there."""
+    def _check_mask(
+        self, instruction: Instruction, thread: np.ndarray, registers: Registers
+    ) -> None:
+        """Where a register says which threads of a warp take part, all have to."""
+        for register in instruction.reads:
+            is_partial = registers[register].view(np.uint32) != ALL_OF_A_WARP
+            if is_partial.any():
+                self._fault("a part of a warp", instruction, int(thread[is_partial.argmax()]))
+
+    def _wait(self, behind: int, thread: np.ndarray, registers: Registers, opcode: str) -> None:
+        """Until all threads of the block are there, or all of the warp."""
         groups = [(thread, registers)]
         if behind in self._waiting:
             groups.append(self._waiting.pop(behind))
         thread, registers = self._merged(behind, groups)
-        block = thread // self.ordering.threads
-        arrived = np.bincount(block, minlength=self.ordering.blocks)
-        is_complete = arrived == self.ordering.threads
+        if opcode in BARRIERS:
+            team, size = thread // self.ordering.threads, self.ordering.threads
+        else:
+            team, size = self.ordering.warp_of(thread), WARP
+        arrived = np.bincount(team)
+        is_complete = arrived == size
         for complete in np.flatnonzero(is_complete).tolist():
-            self.ordering.barrier(complete)
-        which = is_complete[block]
+            if opcode in BARRIERS:
+                self.ordering.barrier(complete)
+            elif opcode in WARP_BARRIERS:
+                self.ordering.warp_barrier(complete)
+        which = is_complete[team]
         if which.any():
             self._put(behind, *self._some(behind, which, thread, registers))
         if not which.all():

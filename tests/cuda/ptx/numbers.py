@@ -59,6 +59,44 @@ def to_s64(numbers: np.ndarray) -> np.ndarray:
     return np.where(is_inside, inside, limit)
 
 
+def to_s32(numbers: np.ndarray) -> np.ndarray:
+    """Towards zero; what is outside becomes the nearest s32, and NaN of f32 zero."""
+    limits = np.iinfo(np.int32)
+    wide = np.where(np.isnan(numbers), np.float32(0), numbers).astype(np.float64)
+    return np.clip(wide, limits.min, limits.max).astype(np.int32)
+
+
+def number_of(a: np.ndarray, b: np.ndarray, of_numbers: np.ndarray) -> np.ndarray:
+    """Of two numbers what is given; of a number and a NaN, which may be a signalling one, it."""
+    return np.where(np.isnan(a), b, np.where(np.isnan(b), a, of_numbers))
+
+
+def larger(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The number if the other is NaN; of two zeros the positive one."""
+    zero = (a.view(np.uint32) & b.view(np.uint32)).view(np.float32)
+    return number_of(a, b, np.where((a == 0) & (b == 0), zero, np.maximum(a, b)))
+
+
+def smaller(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The number if the other is NaN; of two zeros the negative one."""
+    zero = (a.view(np.uint32) | b.view(np.uint32)).view(np.float32)
+    return number_of(a, b, np.where((a == 0) & (b == 0), zero, np.minimum(a, b)))
+
+
+def permute(low: np.ndarray, high: np.ndarray, selectors: np.ndarray) -> np.ndarray:
+    """prmt: each byte by a selector of four bits; its highest takes the byte's sign alone."""
+    whole = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
+    result = np.zeros(np.broadcast_shapes(np.shape(whole), np.shape(selectors)), np.uint32)
+    for place in range(4):
+        selector = selectors >> np.uint32(4 * place)
+        position = (selector & np.uint32(7)).astype(np.uint64) * np.uint64(8)
+        byte = (whole >> position).astype(np.uint32) & np.uint32(0xFF)
+        sign = (byte >> np.uint32(7)) * np.uint32(0xFF)
+        chosen = np.where(selector & np.uint32(8) != 0, sign, byte)
+        result |= chosen << np.uint32(8 * place)
+    return result
+
+
 def shift_left(bits: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Counts are clamped at the width, where NumPy's shift has no bits left."""
     return bits << clamp(count, bits.dtype)

@@ -78,6 +78,7 @@ def logic() -> dict[str, Emit]:
         for name, operator in (("and", "&"), ("or", "|"), ("xor", "^")):
             table[f"{name}.{kind}"] = computes(f"{{0}} {operator} {{1}}", kind, kind, kind)
         table[f"not.{kind}"] = computes("~{0}", kind, kind)
+    table["prmt.b32"] = computes("numbers.permute({0}, {1}, {2})", "b32", "b32", "b32", "b32")
     return table
 
 
@@ -121,7 +122,10 @@ def floats() -> dict[str, Emit]:
         bits, sign = f"u{t[1:]}", 1 << int(t[1:]) - 1
         table[f"neg.{t}"] = computes(f"{{0}} ^ np.uint{t[1:]}({sign})", bits, bits)
         table[f"abs.{t}"] = computes(f"{{0}} & np.uint{t[1:]}({sign - 1})", bits, bits)
+    table["rcp.rn.f32"] = computes("np.float32(1) / {0}", "f32", "f32")
     table["rcp.rn.f64"] = computes("1.0 / {0}", "f64", "f64")
+    table["max.f32"] = computes("numbers.larger({0}, {1})", "f32", "f32", "f32")
+    table["min.f32"] = computes("numbers.smaller({0}, {1})", "f32", "f32", "f32")
     return table
 
 
@@ -133,10 +137,10 @@ def conversions() -> dict[str, Emit]:
             cast = f"{{0}}.astype(np.{TYPES[to].name})"
             table[f"cvt.{to}.{of}"] = computes(cast, to, of, relaxed=True)
     for to, of in product(("f32", "f64"), ("s32", "s64")):
-        if (to, of) != ("f32", "s32"):
-            cast = f"{{0}}.astype(np.{TYPES[to].name})"
-            table[f"cvt.rn.{to}.{of}"] = computes(cast, to, of, relaxed=True)
+        cast = f"{{0}}.astype(np.{TYPES[to].name})"
+        table[f"cvt.rn.{to}.{of}"] = computes(cast, to, of, relaxed=True)
     table["cvt.rzi.s64.f64"] = computes("numbers.to_s64({0})", "s64", "f64")
+    table["cvt.rzi.s32.f32"] = computes("numbers.to_s32({0})", "s32", "f32")
     table["cvt.rn.f32.f64"] = computes("{0}.astype(np.float32)", "f32", "f64")
     table["cvt.f64.f32"] = computes("{0}.astype(np.float64)", "f64", "f32")
     table["cvt.f32.f16"] = computes("{0}.astype(np.float32)", "f32", "f16")
@@ -192,6 +196,14 @@ def generic_to_global(emitter: Emitter, instruction: Instruction) -> None:
     emitter.define(target, emitter.array(source, "u64"), "u64")
 
 
+def largest_of_warp(emitter: Emitter, instruction: Instruction) -> None:
+    """Behind the place where the threads of each warp have met."""
+    target, source, _ = instruction.operands
+    kind = instruction.opcode.rpartition(".")[2]
+    values = emitter.array(source, kind)
+    emitter.define(target, f"machine.largest_of_warp({values}, thread)", kind)
+
+
 def fence(emitter: Emitter, instruction: Instruction) -> None:
     emitter.lines.append("machine.fence(thread)")
 
@@ -206,6 +218,7 @@ OPCODES: dict[str, Emit] = {
     **moves(),
     **access_opcodes(),
     "cvta.to.global.u64": generic_to_global,
+    **{f"redux.sync.max.{kind}": largest_of_warp for kind in ("s32", "u32")},
     **dict.fromkeys(("membar.gl", "membar.sys"), fence),
     **{f"fence.{o}.{s}": fence for o, s in product(("sc", "acq_rel"), ("gpu", "sys"))},
 }

@@ -4,7 +4,8 @@ A thread's operations are ordered; so are, by a barrier, those of a block's thre
 only a release pattern (a fence of the GPU's scope, then an atomic) and an acquire pattern (an
 atomic on the same address that observes it, then a fence by the same thread) order anything. Two
 fence.sc alone do not: either of them may be the first. An atomic without fences orders no more
-than the atomics before it on its place with what its own thread does next.
+than the atomics before it on its place with what its own thread does next. A barrier of a warp
+orders what its threads do ahead of it and behind it, and is not taken to order more.
 
 Time counts fences and barriers. A stamp is the time of an access, above the number of its thread
 in the launch plus one; no access is 0.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+WARP = 32
 THREAD_BITS = 32
 THREAD = np.int64((1 << THREAD_BITS) - 1)
 
@@ -57,6 +59,8 @@ class Ordering:
         self.now = 1
         self._spaces = 0
         self._last_barrier = np.zeros(blocks, np.int64)
+        self._warps = -(-threads // WARP)  # of a block
+        self._last_warp_barrier = np.zeros(blocks * self._warps, np.int64)
         # The atomics on each place: what the fence before each released, if there was one.
         self._atomics: dict[Place, list[Release | None]] = {}
         self._released: dict[int, Release] = {}
@@ -84,6 +88,11 @@ class Ordering:
     def thread_of(stamps: np.ndarray) -> np.ndarray:
         return (stamps & THREAD) - 1
 
+    def warp_of(self, thread: np.ndarray) -> np.ndarray:
+        """Their numbers in the launch."""
+        block, place = np.divmod(thread, self.threads)
+        return np.asarray(block * self._warps + place // WARP)
+
     # ---- what happens ----
     def barrier(self, block: int) -> None:
         """All threads of the block wait for each other."""
@@ -96,6 +105,11 @@ class Ordering:
         ):
             for thread in [t for t in of_threads if first <= t < first + self.threads]:
                 join(of_blocks.setdefault(block, {}), of_threads.pop(thread))
+
+    def warp_barrier(self, warp: int) -> None:
+        """All threads of the warp wait for each other."""
+        self.now += 1
+        self._last_warp_barrier[warp] = self.now
 
     def fence(self, thread: int) -> None:
         self.acquire(thread)
@@ -125,6 +139,8 @@ class Ordering:
         block, own = before // self.threads, thread // self.threads
         result = before == thread
         result |= (block == own) & (time < self._last_barrier[own])
+        warp = self.warp_of(thread)
+        result |= (self.warp_of(before) == warp) & (time < self._last_warp_barrier[warp])
         for t in np.unique(thread[~result]):
             mine = (thread == t) & ~result
             known = self._known_to(int(t))
