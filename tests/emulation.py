@@ -19,9 +19,12 @@ except ImportError:
 
 
 @contextlib.contextmanager
-def emulation(overflows=False, seed=0, fails=False):
-    """Steps tensors on the CPU with the body of the CUDA kernels."""
-    emulated.configure(overflows, seed, fails)
+def emulation(overflows=False, seed=0, fails=False, first=0):
+    """Steps tensors on the CPU with the body of the CUDA kernels.
+
+    What is rounded stochastically draws as parts of larger tensors, which begin at ``first``.
+    """
+    emulated.configure(overflows, seed, fails, first)
     _native.use_engine_on_cpu(emulated.engine)
     try:
         yield

@@ -10,8 +10,11 @@ import torch
 
 from emulation import emulation
 from fusedopt import reference
+from fusedopt.checking.cases import Case
 from fusedopt.checking.rows import ROWS, Row
+from fusedopt.checking.stored import Expected, Storage
 from fusedopt.checking.verify import ROUNDINGS, count_mismatches, gradients, isa, threads
+from fusedopt.optimizers import storage
 from helpers import Guarded, scaled_step
 from scenarios import CompiledCuda, Cpu, Group, Layout, Scenario, Step, Tensor
 from touch import TOUCH
@@ -121,9 +124,69 @@ class TrackedParameter:
                 assert states[name].item() == value
             else:
                 assert count_mismatches(to_doubles(states[name]), value) == 0, name
+        self.assert_guards()
+
+    def assert_guards(self) -> None:
         for guarded in (*self.guards, self.grad_guard):
             if guarded is not None:
                 guarded.assert_untouched()
+
+
+class StoredParameter(TrackedParameter):
+    """One whose group stores fewer bytes: beside what the reference stores, in memory's order."""
+
+    def __init__(
+        self, tensor: Tensor, generator: np.random.Generator, row: Row, options: dict, number: int
+    ):
+        super().__init__(tensor, generator, row)
+        kept = Storage(tensor.dtype, self.grad_dtype, options)
+        self.stored = Expected(Case(row, {}), kept, self.in_order(self.param), number)
+
+    def in_order(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The elements as those of the parameter follow each other; of anything else itself."""
+        if tensor.shape != self.param.shape:
+            return tensor
+        dims = sorted(range(tensor.ndim), key=lambda dim: -self.param.stride(dim))
+        return tensor.detach().permute(dims).reshape(-1)
+
+    def advance(self, step: Step, options: dict) -> None:
+        scale, found_inf = step.scaler or (None, 0.0)
+        if found_inf != 0:
+            return
+        grad = self.stored.step(self.in_order(self.param.grad), options, scale)
+        if scale is not None:
+            rounded = torch.from_numpy(ROUNDINGS[self.grad_dtype](grad).astype(np.float64))
+            like = torch.empty_strided(self.param.shape, self.dense_strides(), dtype=torch.float64)
+            self.in_memory(like).copy_(rounded)
+            self.expected_grad = like.numpy()
+
+    def dense_strides(self) -> tuple[int, ...]:
+        """Of the parameter's elements in the order of its memory, without gaps."""
+        return Layout(rotation=self.tensor.param.rotation).strides(tuple(self.param.shape))
+
+    def in_memory(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.as_strided((tensor.numel(),), (1,))
+
+    def place_states(self, states: dict[str, torch.Tensor]) -> None:
+        """Codes have to lie in the order of the parameter, without gaps; all else as it likes."""
+        names = [name for name in states if name != "step"]
+        if self.has_placed_states or not names:
+            return
+        for n, name in enumerate(names):
+            layout = self.tensor.states[n % len(self.tensor.states)]
+            if states[name].dtype == torch.uint8:
+                layout = Layout(self.tensor.param.rotation, offset=layout.offset)
+            elif states[name].shape != self.param.shape:
+                layout = Layout(offset=layout.offset)
+            states[name] = place(states[name], layout, self.guards)
+        self.has_placed_states = True
+
+    def assert_as_expected(self, states: dict[str, torch.Tensor]) -> None:
+        ordered = {name: self.in_order(state) for name, state in states.items()}
+        assert self.stored.mismatches(self.in_order(self.param), ordered) == 0
+        if self.param.grad is not None:
+            assert count_mismatches(to_doubles(self.param.grad), self.expected_grad) == 0
+        self.assert_guards()
 
 
 class Run:
@@ -136,10 +199,21 @@ class Run:
         self.parameters = []
         groups = []
         for group in scenario.groups:
-            tracked = [TrackedParameter(tensor, generator, self.row) for tensor in group.tensors]
-            self.parameters += tracked
+            tracked = []
+            for tensor in group.tensors:
+                number = len(self.parameters)
+                tracked.append(self._tracked(tensor, generator, group.options, number))
+                self.parameters.append(tracked[-1])
             groups.append({"params": [t.param for t in tracked], **as_tensors(group)})
         self.optimizer = self.row.optimizer(groups, **self.constructor_options())
+
+    def _tracked(
+        self, tensor: Tensor, generator: np.random.Generator, options: dict, number: int
+    ) -> TrackedParameter:
+        asked = {name: options[name] for name in storage.DEFAULTS if name in options}
+        if asked:
+            return StoredParameter(tensor, generator, self.row, asked, number)
+        return TrackedParameter(tensor, generator, self.row)
 
     def constructor_options(self) -> dict:
         options = dict(self.scenario.starts)

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "bindings/engines.h"
+#include "core/codes.h"
 #include "core/ieee_environment.h"
 #include "core/refusal.h"
 
@@ -115,7 +116,7 @@ void Step::add_update(ParamPlan& plan) {
   const bool are_usual =
       std::all_of(views.begin() + kFirstState, views.end(),
                   [](const auto& view) { return plain_format(view.format) == view.format; });
-  if (!are_usual || !group_of(plan).storage.is_usual()) choose_formats(plan, *list.engine);
+  if (!are_usual || !group_of(plan).storage.is_usual()) choose_formats(plan);
   validate(views, names);
   if (amp_.scales() && may_overlap_itself(views[kGrad])) {
     throw Refusal(Refusal::kRuntime,
@@ -150,7 +151,7 @@ TensorView Step::view_of(const ParamPlan& plan, size_t operand) {
 }
 
 // What the group's options make of the operands' dtypes.
-void Step::choose_formats(const ParamPlan& plan, const Engine& engine) {
+void Step::choose_formats(const ParamPlan& plan) {
   const StorageOptions& storage = group_of(plan).storage;
   const auto all = memory_.operands_of(plan);
   const auto scales = all.subspan(plan.operand_count);
@@ -168,12 +169,6 @@ void Step::choose_formats(const ParamPlan& plan, const Engine& engine) {
     const StateInfo& info = rule_.info.states[state];
     const int64_t elements = std::max(views[k].numel, plan.part.of);
     views[k].format = storage.of_state(info, views[k].format, has_scales, elements);
-  }
-  for (size_t k = 0; k < views.size(); ++k) {
-    if (engine.stores(views[k].format)) continue;
-    throw Refusal(Refusal::kNotImplemented, name_of(all[k]) + std::string(" is to be stored as ") +
-                                                fusedopt::name_of(views[k].format) +
-                                                ", which the engine of its device cannot do");
   }
   describe_scales(plan);
 }
@@ -302,9 +297,11 @@ void Step::plan_new_states(const ParamPlan& plan, const DeviceUpdates& list) {
   if (!list.engine->is_asynchronous()) return;
   const std::span<Operand> operands = memory_.operands_of(plan);
   for (size_t k = 0; k < operands.size(); ++k) {
-    if (operands[k].is_read()) continue;
-    torch_.fill(memory_.tensors_of(plan)[k], operands[k].initial);
-    operands[k].access = Access::kReadWrite;
+    Operand& operand = operands[k];
+    if (operand.is_read()) continue;
+    const bool are_codes = k < plan.operand_count && is_scaled(memory_.views[k].format);
+    torch_.fill(memory_.tensors_of(plan)[k], are_codes ? kCodeOfOne : operand.initial);
+    operand.access = Access::kReadWrite;
     is_stale_ = true;
   }
 }

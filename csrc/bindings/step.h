@@ -33,7 +33,7 @@ class Step {
   void add_update(ParamPlan& plan);
   DLTensor describe_gradient(PyObject*& grad);
   TensorView view_of(const ParamPlan& plan, size_t operand);
-  void choose_formats(const ParamPlan& plan, const Engine& engine);
+  void choose_formats(const ParamPlan& plan);
   void describe_scales(const ParamPlan& plan);
   void plan_draws(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step);
   void plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step);

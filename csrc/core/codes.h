@@ -20,6 +20,8 @@ namespace fusedopt {
 // Operations has the types Floats and Ints, of one or several numbers, and of these conversions,
 // the reading of one's bits as the other, the larger and the smaller of two numbers, how many of
 // some ascending ends are below a number, and the look-up in a table of eight by an index modulo 8.
+// Ends and tables are arguments of templates, because code for a GPU may use the values of such
+// constants, but not their addresses.
 template <bool is_signed, class Operations>
 class Code {
  public:
@@ -34,7 +36,7 @@ class Code {
     const Ints bits = Operations::as_ints(Operations::to_floats(m) + 0.5f);
     const Ints decade = (bits >> 23) - 127 - kFirstExponent;
     const Floats middle = Operations::as_floats((bits & 0x7fffff) | 0x3f800000) - 1.0f;
-    const Floats part = value_at(Operations::look_up(kPowers, decade), middle);
+    const Floats part = value_at(Operations::template look_up<kPowers>(decade), middle);
     const Floats magnitude = m == kOne ? Floats{} + 1.0f : part;
     return Operations::as_floats(Operations::as_ints(magnitude) | (place & kSign));
   }
@@ -49,7 +51,7 @@ class Code {
     const Ints decade = Operations::template count_below<kEnds>(relative);
     // Between 1 and 2 as the number is between the ends of its decade: the first bits name the
     // part.
-    const Floats place = relative * Operations::look_up(kInverses, decade) + 8.0f / 9.0f;
+    const Floats place = relative * Operations::template look_up<kInverses>(decade) + 8.0f / 9.0f;
     const Floats within = Operations::min(Operations::max(place, 1.0f), kBelowTwo);
     const Floats parts = Operations::as_floats((decade + (127 + kFirstExponent)) << 23);
     const Ints m = Operations::to_ints(within * parts);
@@ -116,6 +118,9 @@ struct ScaleFactors {
                                  : 1.0f),
         inverse(scale > 0.0f ? 1.0f / (scale * shift) : 0.0f) {}
 };
+
+// The code of 1, so of any number under a scale that is that number.
+constexpr int kCodeOfOne = 255;
 
 // The bits of infinity, which those of NaN are above.
 constexpr int32_t kInfinity = 0x7f800000;

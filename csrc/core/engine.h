@@ -31,9 +31,6 @@ class Engine {
   // counts, options and the finding of a gradient scaler that are there are read by the kernel.
   virtual bool is_asynchronous() const = 0;
 
-  // Whether it can store an operand so.
-  virtual bool stores(Format format) const { return plain_format(format) == format; }
-
   // Whether the work is being recorded, to be repeated later.
   virtual bool is_capturing(const Execution&) const { return false; }
 

@@ -55,8 +55,6 @@ class CpuEngine final : public Engine {
  public:
   bool is_asynchronous() const override { return false; }
 
-  bool stores(Format) const override { return true; }
-
   bool measures() const override { return true; }
 
   void measure(SquareList& gradients, const Prologue& prologue, const Execution& execution,

@@ -100,7 +100,8 @@ struct OneRegister {
   }
 #endif
 
-  FUSEDOPT_FN static Floats look_up(const float (&table)[8], Ints index) {
+  template <const float (&table)[8]>
+  FUSEDOPT_FN static Floats look_up(Ints index) {
 #if defined(__AVX512F__)
     const __m512 twice = _mm512_broadcast_f32x8(_mm256_loadu_ps(table));
     return Floats(_mm512_permutexvar_ps(__m512i(index), twice));

@@ -4,11 +4,13 @@
 #pragma once
 
 #include <bit>
+#include <type_traits>
 #include <utility>
 
 #include "core/option.h"
 #include "core/scalars.h"
 #include "core/walk.h"
+#include "cuda/groups.h"
 #include "cuda/packs.h"
 
 namespace fusedopt::cuda {
@@ -36,6 +38,22 @@ struct Shared {
 
   FUSEDOPT_FN void get(KernelScalars<Rule, float>& scalars) const { scalars = in_float; }
   FUSEDOPT_FN void get(KernelScalars<Rule, double>& scalars) const { scalars = in_double; }
+};
+
+// The same where warps update groups.
+template <class Rule>
+struct SharedOfGroups : Shared<Rule> {
+  // Copies of what the table has.
+  Entry entry;
+  uint64_t places[ExtraPlaces(kOperandsOf<Rule>).count];
+  int64_t step;  // its count, where the device has it
+  // Of each warp, for a group of the widest format.
+  alignas(kPackBytes) std::byte stages[kThreads / kWarpSize][kGroup * sizeof(double)];
+
+  FUSEDOPT_FN const KernelScalars<Rule, float>& scalars_in(float) const { return this->in_float; }
+  FUSEDOPT_FN const KernelScalars<Rule, double>& scalars_in(double) const {
+    return this->in_double;
+  }
 };
 
 // Updates one or several elements that lie side by side in every operand. `variant` is the rule's
@@ -109,24 +127,59 @@ class ElementUpdate {
   bool is_scaled_;
 };
 
-template <class Rule, unsigned size, bool has_mixed_formats>
+template <class Rule, KernelKind kind>
 class Block {
  public:
+  static constexpr bool has_any_formats = takes_any_formats(kind);
+  using TableOf = Table<table_size(kind)>;
+  using Shared = std::conditional_t<has_any_formats, SharedOfGroups<Rule>, cuda::Shared<Rule>>;
+
   // There are as many blocks as chunks.
-  FUSEDOPT_FN Block(const Table<size>& table, uint32_t index)
+  FUSEDOPT_FN Block(const TableOf& table, uint32_t index)
       : table_(table),
         entry_(find_entry(index)),
         chunk_(index - field<uint32_t>(offsetof(Entry, first_chunk))),
         kind_(field<Kind>(offsetof(Entry, kind))) {}
 
-  FUSEDOPT_FN static bool is_skipped(const Table<size>& table) {
+  FUSEDOPT_FN static bool is_skipped(const TableOf& table) {
     return table.header.found_inf != nullptr && *table.header.found_inf != 0;
   }
 
-  FUSEDOPT_FN bool derives() const { return kind_.derives; }
+  // Whether threads tell each other something, for which all wait.
+  FUSEDOPT_FN bool prepares() const { return has_any_formats || kind_.derives; }
 
-  // The part of thread 0, if the block derives its scalars; the others wait for it.
-  FUSEDOPT_FN void derive(Shared<Rule>& shared) const {
+  // The part of every thread in that.
+  FUSEDOPT_FN void prepare(unsigned thread, Shared& shared) const {
+    if constexpr (has_any_formats) copy_entry(thread, shared);
+    if (thread != 0) return;
+    if (kind_.derives) {
+      derive(shared);
+    } else if constexpr (has_any_formats) {
+      copy_scalars(shared);
+    }
+  }
+
+  // The part of every thread.
+  FUSEDOPT_FN void run(unsigned thread, Shared& shared) const {
+    if (kind_.derives && shared.counts_steps) count_steps(thread);
+    if constexpr (has_any_formats) {
+      if constexpr (kind == KernelKind::kAnyFormatsInDouble) {
+        if (kind_.in_double) return update_groups<double>(thread, shared);
+      }
+      return update_groups<float>(thread, shared);
+    } else {
+      switch (static_cast<Format>(kind_.format)) {
+        case Format::kFloat32: return select_variant<OneFormat<Format::kFloat32>>(thread, shared);
+        case Format::kFloat64: return select_variant<OneFormat<Format::kFloat64>>(thread, shared);
+        case Format::kBFloat16: return select_variant<OneFormat<Format::kBFloat16>>(thread, shared);
+        case Format::kFloat16: return select_variant<OneFormat<Format::kFloat16>>(thread, shared);
+        default: return;  // in a launch for any formats alone
+      }
+    }
+  }
+
+ private:
+  FUSEDOPT_FN void derive(Shared& shared) const {
     const void* const count = field<void*>(offsetof(Entry, step));
     const int64_t step = count == nullptr ? 0 : load_count(count, kind_.step_type) + 1;
     const uint32_t first = field<uint32_t>(offsetof(Entry, scalars));
@@ -135,6 +188,7 @@ class Block {
     };
     ReplayedOptions options(load);
     const auto hyper = Rule::read(options);
+    if constexpr (has_any_formats) shared.step = step;
     if (kind_.in_double) {
       shared.in_double = derive_scalars<double, Rule>(hyper, step);
     } else {
@@ -144,24 +198,24 @@ class Block {
         count != nullptr && arrive(table_.header.arrivals) + 1 == table_.header.counting_blocks;
   }
 
-  // The part of every thread.
-  FUSEDOPT_FN void run(unsigned thread, const Shared<Rule>& shared) const {
-    if (kind_.derives && shared.counts_steps) count_steps(thread);
-    if constexpr (has_mixed_formats) {
-      if (kind_.in_double) return select_variant<AnyFormats<double>>(thread, shared);
-      return select_variant<AnyFormats<float>>(thread, shared);
+  FUSEDOPT_FN void copy_scalars(Shared& shared) const {
+    const auto at = field<uint32_t>(offsetof(Entry, scalars));
+    if (kind_.in_double) {
+      shared.in_double = read<KernelScalars<Rule, double>>(table_, at);
     } else {
-      switch (static_cast<Format>(kind_.format)) {
-        case Format::kFloat32: return select_variant<OneFormat<Format::kFloat32>>(thread, shared);
-        case Format::kFloat64: return select_variant<OneFormat<Format::kFloat64>>(thread, shared);
-        case Format::kBFloat16: return select_variant<OneFormat<Format::kBFloat16>>(thread, shared);
-        case Format::kFloat16: return select_variant<OneFormat<Format::kFloat16>>(thread, shared);
-        default: return;  // refused by the engine
-      }
+      shared.in_float = read<KernelScalars<Rule, float>>(table_, at);
     }
   }
 
- private:
+  FUSEDOPT_FN void copy_entry(unsigned thread, Shared& shared) const {
+    if (thread == 0) shared.entry = read<Entry>(table_, entry_);
+    constexpr auto place_size = static_cast<uint32_t>(sizeof(uint64_t));
+    for (unsigned p = thread; p < std::size(shared.places); p += kThreads) {
+      const auto offset = static_cast<uint32_t>(sizeof(Entry)) + p * place_size;
+      shared.places[p] = read<uint64_t>(table_, entry_ + offset);
+    }
+  }
+
   template <class Field>
   FUSEDOPT_FN Field field(size_t offset) const {
     return read<Field>(table_, entry_ + static_cast<uint32_t>(offset));
@@ -191,13 +245,13 @@ class Block {
 
   // One of them is it: the host has looked.
   template <class Formats>
-  FUSEDOPT_FN void select_variant(unsigned thread, const Shared<Rule>& shared) const {
+  FUSEDOPT_FN void select_variant(unsigned thread, const Shared& shared) const {
     static_assert(rule_variant(kVariantCount<Rule> - 1) == Rule::kVariants - 1);
     select_variant<Formats>(thread, shared, std::make_index_sequence<Rule::kVariants>{});
   }
 
   template <class Formats, size_t... variant>
-  FUSEDOPT_FN void select_variant(unsigned thread, const Shared<Rule>& shared,
+  FUSEDOPT_FN void select_variant(unsigned thread, const Shared& shared,
                                   std::index_sequence<variant...>) const {
     using T = typename Formats::T;
     (void)((rule_variant(kind_.variant) == variant &&
@@ -206,7 +260,7 @@ class Block {
   }
 
   template <unsigned variant, class T>
-  FUSEDOPT_FN ElementUpdate<Rule, variant, T> element_update(const Shared<Rule>& shared) const {
+  FUSEDOPT_FN ElementUpdate<Rule, variant, T> element_update(const Shared& shared) const {
     KernelScalars<Rule, T> scalars;
     if (kind_.derives) {
       shared.get(scalars);
@@ -216,10 +270,28 @@ class Block {
     return {scalars, (kind_.variant & kL2Penalty) != 0, table_.header.grad_scale};
   }
 
+  // The part of a warp, which takes every so many groups of the chunk.
+  template <class T>
+  FUSEDOPT_GROUP_FN void update_groups(unsigned thread, Shared& shared) const {
+    if (!works_for_its_warp(thread)) return;
+    constexpr unsigned warps = kThreads / kWarpSize;
+    const unsigned warp = thread / kWarpSize;
+    constexpr int64_t chunk_size = chunk_elements(kLaneElements);
+    const int64_t begin = chunk_ * chunk_size;
+    const int64_t numel = shared.entry.numel;
+    const int64_t end = numel < begin + chunk_size ? numel : begin + chunk_size;
+    const GroupContext<TableOf> context{table_, shared.entry, shared.places, shared.stages[warp],
+                                        shared.step};
+#pragma unroll 1
+    for (int64_t first = begin + warp * kGroup; first < end; first += warps * kGroup) {
+      Group<Rule, T, TableOf>(context, thread, first).update(shared.scalars_in(T{}));
+    }
+  }
+
   template <class Formats, class Update>
   FUSEDOPT_FN void update_chunk(unsigned thread, const Update& update) const {
     constexpr unsigned lanes = Formats::kLanes, operands = Update::kOperands;
-    const unsigned chunk_size = chunk_elements(lanes > 1 ? lanes : lanes_of(kind_));
+    const unsigned chunk_size = chunk_elements(lanes);
     // Chunks begin at packs; the first has the elements ahead of its packs as well.
     const bool has_packs = kind_.head != kNoAlignedPacks;
     const unsigned head = has_packs ? kind_.head : 0;
@@ -228,8 +300,8 @@ class Block {
     const int64_t left = field<int64_t>(offsetof(Entry, numel)) - begin;
     // Counted from the chunk's first element.
     const unsigned end = left < longest ? static_cast<unsigned>(left) : longest;
-    const Formats formats(field<uint32_t>(offsetof(Entry, formats)));
-    const typename Formats::Single singles(field<uint32_t>(offsetof(Entry, formats)));
+    const Formats formats{};
+    const typename Formats::Single singles{};
     if (kind_.dim_count > 0) return update_strided(thread, update, singles, begin, end);
 
     std::byte* first[operands];
@@ -296,9 +368,9 @@ class Block {
     return field<std::byte*>(sizeof(Entry) + operand * sizeof(void*));
   }
 
-  static constexpr uint32_t kEntrySize = entry_size(kOperandsOf<Rule>);
+  static constexpr uint32_t kEntrySize = entry_size(kOperandsOf<Rule>, has_any_formats);
 
-  const Table<size>& table_;
+  const TableOf& table_;
   uint32_t entry_;  // its offset
   uint32_t chunk_;  // of the entry
   Kind kind_;

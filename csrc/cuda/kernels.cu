@@ -5,15 +5,15 @@
 
 namespace fusedopt::cuda {
 
-template <class Rule, unsigned size, bool has_mixed_formats>
-__global__ void __launch_bounds__(kThreads, min_blocks_per_multiprocessor(has_mixed_formats))
-    step_kernel(const __grid_constant__ Table<size> table) {
-  using Block = Block<Rule, size, has_mixed_formats>;
+template <class Rule, KernelKind kind>
+__global__ void __launch_bounds__(kThreads, min_blocks_per_multiprocessor(kind))
+    step_kernel(const __grid_constant__ Table<table_size(kind)> table) {
+  using Block = Block<Rule, kind>;
   if (Block::is_skipped(table)) return;
   const Block block(table, blockIdx.x);
-  __shared__ Shared<Rule> shared;
-  if (block.derives()) {
-    if (threadIdx.x == 0) block.derive(shared);
+  __shared__ typename Block::Shared shared;
+  if (block.prepares()) {
+    block.prepare(threadIdx.x, shared);
     __syncthreads();
   }
   block.run(threadIdx.x, shared);
@@ -21,24 +21,26 @@ __global__ void __launch_bounds__(kThreads, min_blocks_per_multiprocessor(has_mi
 
 namespace {
 
-template <unsigned size, bool has_mixed_formats>
+template <KernelKind kind>
 struct KernelOf {
   template <class Rule>
   const void* operator()() const {
-    return reinterpret_cast<const void*>(&step_kernel<Rule, size, has_mixed_formats>);
+    return reinterpret_cast<const void*>(&step_kernel<Rule, kind>);
   }
 };
 
 }  // namespace
 
 const void* kernel_of(unsigned rule, KernelKind kind) {
-  static const auto small = AllRules::map(KernelOf<kSmallTable, false>{});
-  static const auto large = AllRules::map(KernelOf<kLargeTable, false>{});
-  static const auto mixed = AllRules::map(KernelOf<kSmallTable, true>{});
+  static const auto small = AllRules::map(KernelOf<KernelKind::kSmall>{});
+  static const auto large = AllRules::map(KernelOf<KernelKind::kLarge>{});
+  static const auto any = AllRules::map(KernelOf<KernelKind::kAnyFormats>{});
+  static const auto in_double = AllRules::map(KernelOf<KernelKind::kAnyFormatsInDouble>{});
   switch (kind) {
     case KernelKind::kSmall: return small[rule];
     case KernelKind::kLarge: return large[rule];
-    default: return mixed[rule];
+    case KernelKind::kAnyFormats: return any[rule];
+    default: return in_double[rule];
   }
 }
 

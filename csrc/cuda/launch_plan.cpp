@@ -9,12 +9,12 @@ namespace {
 
 using Operands = std::span<const Operand>;
 
-uint8_t common_format(Operands operands) {
+// Whether all are in one format of torch's, which the kernels for those know.
+bool is_usual(Operands operands) {
   const Format format = operands[kParam].format;
-  const bool is_common = std::all_of(operands.begin(), operands.end(), [&](const Operand& operand) {
-    return operand.format == format;
-  });
-  return is_common ? static_cast<uint8_t>(format) : kMixedFormats;
+  return plain_format(format) == format &&
+         std::all_of(operands.begin(), operands.end(),
+                     [&](const Operand& operand) { return operand.format == format; });
 }
 
 // Elements ahead of the first one that is aligned to a pack in every operand.
@@ -31,16 +31,23 @@ uint8_t head_of(Operands operands) {
                               size_of(operands[kParam].format));
 }
 
-uint32_t packed_formats(Operands operands) {
-  uint32_t formats = 0;
-  for (size_t k = 0; k < operands.size(); ++k) {
-    formats |= static_cast<uint32_t>(operands[k].format) << (kFormatBits * k);
+uint32_t formats_by_role(Operands operands) {
+  uint32_t formats = ~0u;
+  for (const Operand& operand : operands) {
+    if (operand.format == Format::kRemainder) continue;  // the parameter's format says it
+    const unsigned shift = kFormatBits * operand.role;
+    formats ^= (static_cast<uint32_t>(kNoFormat) ^ static_cast<uint32_t>(operand.format)) << shift;
   }
   return formats;
 }
 
-uint32_t chunks_of(const Entry& entry) {
-  const auto chunk = int64_t{chunk_elements(lanes_of(entry.kind))};
+// What a block updates.
+uint32_t chunk_of(const Kind& kind, bool has_any_formats) {
+  const auto size = static_cast<unsigned>(size_of_dtype(static_cast<Format>(kind.format)));
+  return chunk_elements(has_any_formats ? kLaneElements : kPackBytes / size);
+}
+
+uint32_t chunks_of(const Entry& entry, int64_t chunk) {
   const int64_t head = entry.kind.head == kNoAlignedPacks ? 0 : entry.kind.head;
   const int64_t beyond_first = std::max<int64_t>(entry.numel - head - chunk, 0);
   // An empty tensor whose step is counted has a block to do that.
@@ -50,18 +57,28 @@ uint32_t chunks_of(const Entry& entry) {
 
 // By rule.
 constexpr auto kOperandCounts = AllRules::map([]<class Rule>() { return kOperandsOf<Rule>; });
-static_assert(*std::max_element(kOperandCounts.begin(), kOperandCounts.end()) * kFormatBits <= 32);
+constexpr unsigned kMostOfARule = *std::max_element(kOperandCounts.begin(), kOperandCounts.end());
+static_assert(kMostOfARule * kFormatBits <= 32);
+constexpr unsigned kMostPlaces = ExtraPlaces(kMostOfARule).count;
+static_assert(sizeof(void*) == sizeof(uint64_t));
 
 }  // namespace
 
+bool needs_any_formats(const UpdateList& list, const Round& round) {
+  const auto updates = list.updates_of(round);
+  return std::any_of(updates.begin(), updates.end(),
+                     [&](const Update& update) { return !is_usual(list.operands(update)); });
+}
+
 void LaunchPlan::build(const UpdateList& list, const Round& round) {
   header_ = {};
-  has_mixed_formats_ = false;
+  has_any_formats_ = needs_any_formats(list, round);
+  computes_in_double_ = false;
   header_.grad_scale = list.prologue().grad_scale;
   header_.found_inf = list.prologue().found_inf;
   header_.entry_count = static_cast<uint32_t>(round.count);
   sections_.clear();
-  const size_t scalars_at = round.count * entry_size(kOperandCounts[list.rule()]);
+  const size_t scalars_at = round.count * entry_size(kOperandCounts[list.rule()], has_any_formats_);
   const size_t walks_at = scalars_at + list.all_scalars().size_bytes();
   sections_.reserve(walks_at + list.all_walks().size_bytes());
   for (const Update& update : list.updates_of(round)) {
@@ -81,10 +98,10 @@ void LaunchPlan::append_entry(const UpdateList& list, const Update& update, uint
       .first_chunk = header_.chunk_count,
       .scalars = scalars_at + update.scalars * static_cast<uint32_t>(sizeof(double)),
       .walk = walks_at + update.walk * static_cast<uint32_t>(sizeof(int64_t)),
-      .formats = packed_formats(operands),
+      .formats = has_any_formats_ ? formats_by_role(operands) : 0,
       .kind =
           {
-              .format = common_format(operands),
+              .format = static_cast<uint8_t>(operands[kParam].format),
               .in_double = update.in_double,
               .variant = static_cast<uint8_t>(update.variant),
               .head = kNoAlignedPacks,
@@ -93,18 +110,37 @@ void LaunchPlan::append_entry(const UpdateList& list, const Update& update, uint
               .derives = update.derives,
           },
   };
-  if (update.dim_count == 0 && entry.kind.format != kMixedFormats) {
-    entry.kind.head = head_of(operands);
-  }
+  if (update.dim_count == 0 && !has_any_formats_) entry.kind.head = head_of(operands);
   append(&entry, sizeof entry);
-  for (unsigned k = 0; k < kOperandCounts[list.rule()]; ++k) {
-    void* const data = k < operands.size() ? operands[k].data : nullptr;
-    append(&data, sizeof data);
-  }
-  has_mixed_formats_ = has_mixed_formats_ || entry.kind.format == kMixedFormats;
-  const uint32_t chunks = chunks_of(entry);
+  append_places(list, update, scalars_at);
+  computes_in_double_ = computes_in_double_ || update.in_double;
+  const uint32_t chunks = chunks_of(entry, chunk_of(entry.kind, has_any_formats_));
   header_.chunk_count += chunks;
   if (entry.step != nullptr) header_.counting_blocks += chunks;
+}
+
+// What comes behind an entry.
+void LaunchPlan::append_places(const UpdateList& list, const Update& update, uint32_t scalars_at) {
+  const Operands operands = list.operands(update);
+  const unsigned operand_count = kOperandCounts[list.rule()];
+  const ExtraPlaces extra(operand_count);
+  uint64_t places[kMostPlaces] = {};
+  const auto set = [&](size_t place, const void* address) {
+    places[place] = reinterpret_cast<uintptr_t>(address);
+  };
+  if (!has_any_formats_) {
+    for (size_t k = 0; k < operands.size(); ++k) set(k, operands[k].data);
+    return append(places, operand_count * sizeof *places);
+  }
+  for (const Operand& operand : operands) {
+    const bool is_remainder = operand.format == Format::kRemainder;
+    set(is_remainder ? extra.remainder : operand.role, operand.data);
+    if (is_scaled(operand.format)) set(extra.scales + operand.role - kFirstState, operand.scales);
+  }
+  if (update.draws != Update::kNoDraws) {
+    places[extra.draws] = scalars_at + update.draws * sizeof(double);
+  }
+  append(places, extra.count * sizeof *places);
 }
 
 void LaunchPlan::append(const void* records, size_t size) {

@@ -9,6 +9,9 @@
 
 namespace fusedopt::cuda {
 
+// Whether the operands of some update are not all in one format of torch's.
+bool needs_any_formats(const UpdateList& list, const Round& round);
+
 class LaunchPlan {
  public:
   // Takes the updates of one round.
@@ -22,13 +25,15 @@ class LaunchPlan {
   enum class Storage { kSmall, kLarge, kOverflow };
   Storage storage() const {
     if (sections_.size() <= Table<kSmallTable>::kCapacity) return Storage::kSmall;
-    const bool has_large = !has_mixed_formats_ && sections_.size() <= Table<kLargeTable>::kCapacity;
+    const bool has_large = !has_any_formats_ && sections_.size() <= Table<kLargeTable>::kCapacity;
     return has_large ? Storage::kLarge : Storage::kOverflow;
   }
 
   // The kernel that takes the table with its sections there.
   KernelKind kernel(Storage storage) const {
-    if (has_mixed_formats_) return KernelKind::kMixedFormats;
+    if (has_any_formats_) {
+      return computes_in_double_ ? KernelKind::kAnyFormatsInDouble : KernelKind::kAnyFormats;
+    }
     return storage == Storage::kLarge ? KernelKind::kLarge : KernelKind::kSmall;
   }
 
@@ -44,10 +49,11 @@ class LaunchPlan {
  private:
   void append_entry(const UpdateList& list, const Update& update, uint32_t scalars_at,
                     uint32_t walks_at);
+  void append_places(const UpdateList& list, const Update& update, uint32_t scalars_at);
   void append(const void* records, size_t size);
 
   TableHeader header_;
-  bool has_mixed_formats_ = false;
+  bool has_any_formats_ = false, computes_in_double_ = false;
   std::vector<std::byte> sections_;
 };
 

@@ -17,12 +17,9 @@ namespace fusedopt::cuda {
 // them.
 constexpr uint8_t kNoAlignedPacks = 0xff;
 
-// Where all operands of an entry have one format, its number; or else this.
-constexpr uint8_t kMixedFormats = 0xff;
-
 // What of an entry selects the code that updates it.
 struct alignas(8) Kind {
-  uint8_t format;  // that of all operands, or kMixedFormats
+  uint8_t format;  // that of all operands, where they have one that is usual
   bool in_double;  // the type of the arithmetic
   uint8_t variant;
   uint8_t head;       // elements ahead of the first aligned pack, or kNoAlignedPacks
@@ -31,36 +28,45 @@ struct alignas(8) Kind {
   bool derives;
 };
 
-// Elements of a pack: as many as fill kPackBytes in the one format, or in that of the arithmetic.
-FUSEDOPT_FN constexpr unsigned lanes_of(const Kind& kind) {
-  const bool is_mixed = kind.format == kMixedFormats;
-  const unsigned size =
-      is_mixed ? (kind.in_double ? 8u : 4u)
-               : static_cast<unsigned>(size_of_dtype(static_cast<Format>(kind.format)));
-  return kPackBytes / size;
-}
-
-// Behind it follow the addresses of its operands, in as many places as the rule has operands.
+// Behind it follow the addresses of its operands, in as many places as the rule has operands. In a
+// table for any formats they are ordered by role, and what ExtraPlaces names comes behind them.
 struct Entry {
   void* step;  // null where the host counts, or nobody does
   int64_t numel;
   uint32_t first_chunk;  // the chunks of all entries are numbered through, one per block
   uint32_t scalars;      // offset of the scalars or, where the kernel derives them, of the options
   uint32_t walk;         // offset of the numbers of a Walk
-  uint32_t formats;      // of the operands, kFormatBits each
+  uint32_t formats;      // by role, kFormatBits each, in a table for any formats
   Kind kind;
 };
 
 constexpr unsigned kFormatBits = 4;
-FUSEDOPT_FN constexpr Format format_of(uint32_t formats, unsigned operand) {
-  return static_cast<Format>(formats >> (kFormatBits * operand) & ((1u << kFormatBits) - 1));
+// Of a state that the update does not use.
+constexpr auto kNoFormat = static_cast<Format>((1u << kFormatBits) - 1);
+FUSEDOPT_FN constexpr Format format_of(uint32_t formats, unsigned role) {
+  return static_cast<Format>(formats >> (kFormatBits * role) & ((1u << kFormatBits) - 1));
 }
 
-// The most operands that an update of a rule has, and what an entry takes in its tables.
+// The most operands that an update of a rule has, without a remainder.
 template <class Rule>
 constexpr unsigned kOperandsOf = kFirstState + Rule::kStates.size();
-constexpr uint32_t entry_size(unsigned operands) {
-  return static_cast<uint32_t>(sizeof(Entry) + operands * sizeof(void*));
+
+// What an entry of a table for any formats has behind the addresses of its operands, counted in
+// places of an address: the remainder, the scales of each state, and the offset of its Draws.
+struct ExtraPlaces {
+  unsigned remainder, scales, draws, count;
+
+  FUSEDOPT_FN constexpr explicit ExtraPlaces(unsigned operands)
+      : remainder(operands),
+        scales(operands + 1),
+        draws(scales + operands - kFirstState),
+        count(draws + 1) {}
+};
+
+// What an entry takes in the tables of a rule.
+FUSEDOPT_FN constexpr uint32_t entry_size(unsigned operands, bool has_any_formats) {
+  const unsigned places = has_any_formats ? ExtraPlaces(operands).count : operands;
+  return static_cast<uint32_t>(sizeof(Entry) + places * sizeof(void*));
 }
 
 struct TableHeader {

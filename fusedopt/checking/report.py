@@ -43,11 +43,12 @@ def _dtype_jobs() -> Jobs:
 
 
 def _storage_jobs() -> Jobs:
-    """Those of fewer bytes, which GPUs do not store yet, with the fastest instruction set first."""
-    isas = _native.available_isas()[::-1]
+    """Those of fewer bytes, with the fastest instruction set first."""
+    isas = _native.available_isas()
+    fastest_first = [*isas[::-1], *targets()[len(isas) :]]
     return [
         lambda case=case, storage=storage: verify_storage(  # type: ignore[misc]
-            case, storage, isas, default_thread_counts()
+            case, storage, fastest_first, default_thread_counts()
         )
         for storage in STORAGES
         for case in CASES

@@ -97,18 +97,33 @@ class Expected:
         self.arithmetic = np.float64 if torch.float64 in dtypes else np.float32
         self.param, self.states = _numbers(param), dict[str, Any]()
 
-    def step(self, grad: torch.Tensor, options: dict[str, Any]) -> None:
-        """Takes a step with the options of the rule."""
+    def step(
+        self, grad: torch.Tensor, options: dict[str, Any], scale: float | None = None
+    ) -> Array:
+        """Takes a step with the options of the rule.
+
+        Args:
+            grad: of the loss, times the scale of a gradient scaler if there is one.
+            options: of the rule.
+            scale: of the gradient scaler.
+
+        Returns:
+            The gradient that the rule takes, not rounded.
+        """
+        number = _numbers(grad).astype(self.arithmetic)
+        if scale is not None:
+            number = np.asarray(reference.unscale(number, scale))
         states = {
             name: value if name == "step" else value.astype(self.arithmetic)
             for name, value in self.states.items()
         }
         self.param, self.states = self.rule(
             self.param.astype(self.arithmetic),
-            _numbers(grad).astype(self.arithmetic),
+            number,
             states,
             **options,
         )
+        return number
 
     def mismatches(self, param: torch.Tensor, states: State) -> int:
         """Elements of a parameter and its states that differ in any bit."""

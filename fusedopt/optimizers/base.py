@@ -65,8 +65,8 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
 
     All classes have four more options, keyword-only and for each parameter group, which say how
     parameters and states are stored. They are keys of a group only where they are not their
-    defaults. They need parameters on the CPU so far; on a GPU they raise ``NotImplementedError``,
-    and so does a DTensor whose shards are not in one piece or cut unevenly twice.
+    defaults. A DTensor whose shards are not in one piece or cut unevenly twice raises
+    ``NotImplementedError`` with them.
 
     - ``state_bits``: None keeps states in the parameter's dtype, as torch does. 32 is float32; 16
       is bfloat16, rounded stochastically; 8 is a code for each element and a scale for each block

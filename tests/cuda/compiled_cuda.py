@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from built_code import SPEC, ptx_texts
-from emulation import emulated
 from fusedopt import _native
 from ptx import Kernel, Launch, Memory, Module
 from stand_in import native, options_left
@@ -35,11 +34,14 @@ def module_of(architecture: str) -> Module:
     return Module(ptx_texts()[architecture])
 
 
+# As KernelKind numbers them: of small and large tables, and for any formats, in float or not.
+KERNELS = ("small", "large", "any", "double")
+
+
 @functools.cache
 def kernel_of(architecture: str, rule: str, kind: str) -> Kernel:
-    """The kernel of a rule for a kind of launch: small, large or mixed."""
-    table = emulated.large_table if kind == "large" else emulated.small_table
-    pattern = re.compile(rf"NS_\d+{rule}ELj{table}ELb{kind == 'mixed':d}E", re.IGNORECASE)
+    """The kernel of a rule for a kind of launch, one of KERNELS."""
+    pattern = re.compile(rf"NS_\d+{rule}ELNS0_10KernelKindE{KERNELS.index(kind)}E", re.IGNORECASE)
     (name,) = filter(pattern.search, module_of(architecture).kernels)
     return module_of(architecture).kernels[name]
 

@@ -14,10 +14,14 @@ import torch
 from built_code import PTX_OF
 from fusedopt.checking.cases import DTYPES
 from fusedopt.checking.rows import FIRST_OF_RULE, Row
+from fusedopt.checking.stored import STORAGES
+from fusedopt.optimizers.storage import FEWEST_CODES
 from scenarios import CHUNK_BYTES, CompiledCuda, Group, Layout, Scenario, Step, Tensor
 from touch import TOUCH
 
 PACK_BYTES = 16
+STORED_CHUNK = 8192  # elements that a block of the kernels for any formats updates
+NARROW = tuple(dtype for dtype in DTYPES if dtype != torch.float64)
 
 ALIGNED = Layout()
 SHIFTED = Layout(offset=3)
@@ -108,9 +112,9 @@ def crowd(count: int) -> Group:
     return Group(tuple(Tensor((1 + n % 3,), DTYPES[n % len(DTYPES)]) for n in range(count)))
 
 
-def mixes(row: Row, options: dict, how: dict, n: int, count: int) -> Group:
+def mixes(row: Row, options: dict, how: dict, n: int, count: int, dtypes) -> Group:
     """Operands of different formats, as many tensors as asked for; `n` varies which."""
-    every = list(product(DTYPES, (None, *DTYPES), (None, *DTYPES)))
+    every = list(product(dtypes, (None, *dtypes), (None, *dtypes)))
     chosen = [(n * 7 + k * 13) % len(every) for k in range(count)]
     return Group(
         tuple(
@@ -120,6 +124,43 @@ def mixes(row: Row, options: dict, how: dict, n: int, count: int) -> Group:
         ),
         options_for(row, options, how),
     )  # fmt: skip
+
+
+def stored(row: Row, options: dict, how: dict, n: int, dtypes) -> list[Group]:
+    """Fewer bytes in every second way that there is, of the others if `n` is odd."""
+    every = [s for s in STORAGES if s.options and {s.param, s.grad} <= {*dtypes}]
+    return [
+        Group(
+            tuple(
+                Tensor(shape, s.param, *places[:2], (places[2],), is_extreme=n % 2 == 0,
+                       grad_dtype=s.grad)
+                for shape, places in stored_tensors(n + k)
+            ),
+            {**options_for(row, options, how), **s.options},
+        )
+        for k, s in enumerate(every)
+        if (n + k) % 2 == 0
+    ]  # fmt: skip
+
+
+def stored_tensors(n: int) -> list[tuple[tuple[int, ...], tuple[Layout, Layout, Layout]]]:
+    """Around groups, the fewest codes and a block; one in packs, one beside them, one in a walk."""
+    shapes = [(FEWEST_CODES + 256 + n % 3,), (FEWEST_CODES + n % 5,), (n % 8, 5), (8, 16, 33)]
+    if n % 6 == 0:
+        shapes[1] = (2 * STORED_CHUNK - 1 + n % 3,)
+    walks = (WITH_GAPS, EVERY_OTHER, TURNED)
+    return list(
+        zip(
+            shapes,
+            (
+                (ALIGNED, ALIGNED, ALIGNED),
+                (PLACES[n % 3][0], PLACES[n // 2 % 3][1], PLACES[n // 3 % 3 * 3][2]),
+                (SHIFTED, ALIGNED, WITH_GAPS),
+                (walks[n % 3], walks[n // 3 % 3], walks[n // 2 % 3]),
+            ),
+            strict=True,
+        )
+    )
 
 
 def steps(n: int) -> tuple[Step, ...]:
@@ -164,19 +205,26 @@ def in_memory(architecture: str, row: Row) -> Iterator[Scenario]:
         yield scenario(architecture, row, groups, how, n)
 
 
-def of_mixed_formats(architecture: str, row: Row) -> Iterator[Scenario]:
-    """In the kernel for them, with tables by value and in memory."""
+def of_any_formats(architecture: str, row: Row, dtypes=NARROW) -> Iterator[Scenario]:
+    """In a kernel for them, with tables by value and in memory."""
     for n, options, how in pairs(row):
-        usual = group(row, options, how, n, dtypes=DTYPES[n % 4 : n % 4 + 1])
-        count = (12, 60)[n % 2]
-        yield scenario(architecture, row, [mixes(row, options, how, n, count), usual], how, n + 1)
+        usual = group(row, options, how, n, dtypes=[dtypes[n % len(dtypes)]])
+        mixed = mixes(row, options, how, n, (4, 40)[n % 2], dtypes)
+        groups = [mixed, usual, *stored(row, options, how, n, dtypes)]
+        yield scenario(architecture, row, groups, how, n + 1)
+
+
+def of_any_formats_in_double(architecture: str, row: Row) -> Iterator[Scenario]:
+    """In the kernel for them, which computes in float as well."""
+    return of_any_formats(architecture, row, DTYPES)
 
 
 KINDS = {
     "small": in_small_tables,
     "large": in_large_tables,
     "memory": in_memory,
-    "mixed": of_mixed_formats,
+    "any": of_any_formats,
+    "double": of_any_formats_in_double,
 }
 
 

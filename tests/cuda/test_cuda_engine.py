@@ -345,7 +345,7 @@ def test_only_the_table_is_copied():
     finally:
         native.set_executor(None)
     (launch,) = launches
-    assert launch["kind"] == "mixed"
+    assert launch["kind"] == "double"
     (table,) = (e for e in launch["elements"] if e["name"] == "the table")
     ((size, _),) = table["dims"]
     (slab,) = (m for m in launch["memory"] if m["address"] < table["address"] <

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import pytest
 
+from compiled_cuda import KERNELS
 from compiled_scenarios import ARCHITECTURES, KINDS, ROW_OF_RULE, scenarios_of
 from runs import check
 
 RULES = list(ROW_OF_RULE)
 
 
-@pytest.mark.parametrize("kind", ["small", "large", "mixed"])
+@pytest.mark.parametrize("kind", KERNELS)
 @pytest.mark.parametrize("rule", RULES)
 def test_bits_of_the_reference(rule, kind):
     n = RULES.index(rule) + list(KINDS).index(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 import fusedopt
 from fusedopt.checking.cases import CASES, DTYPES
 from fusedopt.checking.rows import ROWS
-from fusedopt.checking.verify import gradients
+from fusedopt.checking.stored import STORAGES, verify_storage
+from fusedopt.checking.verify import CUDA, gradients
 from gpu_helpers import (
     GPU,
     LARGEST_CASES,
@@ -89,6 +91,17 @@ def test_bits_of_the_cpu(case, dtype):
             # The guard values between the parameters, too.
             assert mismatches(gpu.params.memory, cpu.params.memory) == 0
             assert mismatches(gpu.grads.memory, memory) == 0
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_of_the_reference_in_fewer_bytes(case, storage):
+    """With scalars derived on the CPU and on the GPU, by turns."""
+    turn = CASES.index(case) + STORAGES.index(storage)
+    options = {**case.options, "capturable": turn % 2 == 1}
+    (result,) = verify_storage(replace(case, options=options), storage, [CUDA], [1], steps=3)
+    assert result.elements > 0
+    assert result.mismatches == 0, result.first_mismatch
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

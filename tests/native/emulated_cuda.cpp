@@ -23,6 +23,7 @@ struct Settings {
   bool overflows = false;  // even where the table would fit
   unsigned seed = 0;       // of the blocks' order; 0: ascending
   bool fails = false;      // as a launch may
+  int64_t first = 0;       // every update is a part of a larger tensor that begins there
   unsigned launches = 0, blocks = 0;
   LaunchPlan::Storage storage = LaunchPlan::Storage::kSmall;  // of the last launch
 } settings;
@@ -40,6 +41,9 @@ class EmulatedCuda final : public Engine {
 
   void run(const UpdateList& list, const Execution&, EngineMemory*) override {
     if (settings.fails) throw std::runtime_error("the launch fails");
+    for (const Update& update : list.updates()) {
+      if (list.draws(update) != nullptr) begin_at(settings.first, *list.draws(update));
+    }
     for (const Round& round : list.rounds()) launch(list, round);
   }
 
@@ -56,6 +60,11 @@ class EmulatedCuda final : public Engine {
     const void* const table = is_large ? write(large_) : write(small_);
     find_host_kernel(kernel_of(list.rule(), kind))->run(table, block_order(plan_.blocks()));
     if (arrivals_ != 0) throw std::logic_error("blocks that arrived were not counted out");
+  }
+
+  // Changes what is const to engines alone.
+  static void begin_at(int64_t first, const Draws& draws) {
+    const_cast<Draws&>(draws).first = first;
   }
 
   template <unsigned size>
@@ -81,10 +90,17 @@ PYBIND11_MODULE(_emulated_cuda, m) {
   m.attr("small_table") = kSmallTable;
   m.attr("large_table") = kLargeTable;
   m.attr("rules") = AllRules::kCount;
-  m.attr("min_blocks_per_multiprocessor") = min_blocks_per_multiprocessor(false);
-  m.attr("min_blocks_of_mixed_formats") = min_blocks_per_multiprocessor(true);
-  m.def("configure", [](bool overflows, unsigned seed, bool fails) {
-    settings = {.overflows = overflows, .seed = seed, .fails = fails};
+  // By KernelKind, as the names of the compiled kernels number it.
+  m.attr("min_blocks_per_multiprocessor") = [] {
+    py::dict blocks;
+    for (const KernelKind kind : {KernelKind::kSmall, KernelKind::kLarge, KernelKind::kAnyFormats,
+                                  KernelKind::kAnyFormatsInDouble}) {
+      blocks[py::int_(static_cast<int>(kind))] = min_blocks_per_multiprocessor(kind);
+    }
+    return blocks;
+  }();
+  m.def("configure", [](bool overflows, unsigned seed, bool fails, int64_t first) {
+    settings = {.overflows = overflows, .seed = seed, .fails = fails, .first = first};
   });
   m.def("launches", [] { return settings.launches; });
   m.def("blocks", [] { return settings.blocks; });

@@ -9,38 +9,37 @@ namespace {
 
 using namespace cuda;
 
-template <class Rule, unsigned size, bool has_mixed_formats>
+template <class Rule, KernelKind kind>
 void run_blocks(const void* parameter, std::span<const uint32_t> blocks) {
-  using Block = Block<Rule, size, has_mixed_formats>;
+  using Block = Block<Rule, kind>;
   const IeeeEnvironment environment;
-  const auto& table = *static_cast<const Table<size>*>(parameter);
+  const auto& table = *static_cast<const Table<table_size(kind)>*>(parameter);
   if (Block::is_skipped(table)) return;
   for (uint32_t index : blocks) {
     const Block block(table, index);
-    Shared<Rule> shared{};
-    if (block.derives()) block.derive(shared);
+    typename Block::Shared shared{};
+    for (unsigned thread = 0; thread < kThreads; ++thread) block.prepare(thread, shared);
     for (unsigned thread = 0; thread < kThreads; ++thread) block.run(thread, shared);
   }
 }
 
-template <unsigned size, bool has_mixed_formats>
+template <KernelKind kind>
 struct HostKernelOf {
-  KernelKind kind;
-
   template <class Rule>
   HostKernel operator()() const {
-    return {Rule::kName, kind, sizeof(Table<size>), &run_blocks<Rule, size, has_mixed_formats>};
+    return {Rule::kName, kind, sizeof(Table<table_size(kind)>), &run_blocks<Rule, kind>};
   }
 };
 
 using KernelsByRule = std::array<HostKernel, AllRules::kCount>;
 
 // By KernelKind.
-const std::array<KernelsByRule, 3>& all_kernels() {
+const std::array<KernelsByRule, 4>& all_kernels() {
   static const std::array kernels = {
-      AllRules::map(HostKernelOf<kSmallTable, false>{KernelKind::kSmall}),
-      AllRules::map(HostKernelOf<kLargeTable, false>{KernelKind::kLarge}),
-      AllRules::map(HostKernelOf<kSmallTable, true>{KernelKind::kMixedFormats})};
+      AllRules::map(HostKernelOf<KernelKind::kSmall>{}),
+      AllRules::map(HostKernelOf<KernelKind::kLarge>{}),
+      AllRules::map(HostKernelOf<KernelKind::kAnyFormats>{}),
+      AllRules::map(HostKernelOf<KernelKind::kAnyFormatsInDouble>{})};
   return kernels;
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/rule_info.h"
-#include "cuda/table.h"
+#include "cuda/launch_plan.h"
 
 namespace fusedopt::stand_in {
 namespace {
@@ -57,10 +57,24 @@ Elements elements_of(const UpdateList& list, const Update& update, size_t k) {
   return elements;
 }
 
+Elements scales_of(const UpdateList& list, const Update& update, size_t k) {
+  const Operand& operand = list.operands(update)[k];
+  const RuleInfo& info = info_of(list.rule());
+  const int role = info.role_of_scales(static_cast<unsigned>(operand.role - kFirstState));
+  const int64_t count = fusedopt::scales_of(update.numel);
+  return {info.operand_names[static_cast<size_t>(role)].c_str(),
+          reinterpret_cast<const std::byte*>(operand.scales),
+          sizeof(float),
+          {{count, 1}},
+          true,
+          true};
+}
+
 void add_update(const UpdateList& list, const Update& update, Footprint& footprint) {
   std::vector<Elements>& to = footprint.elements;
   for (size_t k = 0; k < update.operand_count && update.numel > 0; ++k) {
     to.push_back(elements_of(list, update, k));
+    if (is_scaled(list.operands(update)[k].format)) to.push_back(scales_of(list, update, k));
   }
   if (!update.derives) return;
   if (update.numel > 0) footprint.derives_in.insert(update.in_double ? "double" : "float");
@@ -92,8 +106,9 @@ Footprint footprint_of(const UpdateList& list, const Round& round) {
   add_number("found_inf", list.prologue().found_inf);
   footprint.found_inf = list.prologue().found_inf;
   const auto operands = static_cast<unsigned>(kFirstState + info_of(list.rule()).states.size());
-  footprint.table_size = round.count * cuda::entry_size(operands) +
-                         list.all_scalars().size_bytes() + list.all_walks().size_bytes();
+  footprint.table_size =
+      round.count * cuda::entry_size(operands, cuda::needs_any_formats(list, round)) +
+      list.all_scalars().size_bytes() + list.all_walks().size_bytes();
   return footprint;
 }
 

@@ -24,7 +24,8 @@ const char* name_of(cuda::KernelKind kind) {
   switch (kind) {
     case cuda::KernelKind::kSmall: return "small";
     case cuda::KernelKind::kLarge: return "large";
-    default: return "mixed";
+    case cuda::KernelKind::kAnyFormats: return "any";
+    default: return "double";
   }
 }
 
