@@ -227,7 +227,10 @@ class Run:
         if not isinstance(engine, CompiledCuda) or not engine.capturable:
             return []
         return [
-            {name: in_memory(option, engine.options_as) for name, option in group.items()}
+            {
+                name: option if name in storage.DEFAULTS else in_memory(option, engine.options_as)
+                for name, option in group.items()
+            }
             for group in self.optimizer.param_groups
         ]
 

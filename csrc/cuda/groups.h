@@ -63,7 +63,9 @@ class Group {
   template <unsigned role>
   FUSEDOPT_GROUP_FN void decode() {
     const Format format = memory_.format(role);
-    if (format == kNoFormat) return set_numbers<role>([](unsigned, unsigned) { return T(0); });
+    // Also where the compiler cannot know that a format does not occur.
+    set_numbers<role>([](unsigned, unsigned) { return T(0); });
+    if (format == kNoFormat) return;
     const auto size = static_cast<unsigned>(size_of(format));
     const bool is_staged = !memory_.has_packs(role, size);
     if (is_staged) memory_.bring(role, size);

@@ -94,6 +94,7 @@ class Expected:
         kept = reference.Storage(self.signs, rounding, rounding, number=number, **options)
         self.rule = reference.stored(case.row.reference, kept)
         dtypes = {storage.param, storage.grad}
+        self.arithmetic: type[np.floating[Any]]
         self.arithmetic = np.float64 if torch.float64 in dtypes else np.float32
         self.param, self.states = _numbers(param), dict[str, Any]()
 
@@ -110,7 +111,7 @@ class Expected:
         Returns:
             The gradient that the rule takes, not rounded.
         """
-        number = _numbers(grad).astype(self.arithmetic)
+        number: Array = _numbers(grad).astype(self.arithmetic)
         if scale is not None:
             number = np.asarray(reference.unscale(number, scale))
         states = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -127,40 +128,30 @@ def mixes(row: Row, options: dict, how: dict, n: int, count: int, dtypes) -> Gro
 
 
 def stored(row: Row, options: dict, how: dict, n: int, dtypes) -> list[Group]:
-    """Fewer bytes in every second way that there is, of the others if `n` is odd."""
+    """Fewer bytes in two of the ways that there are; `n` says which."""
     every = [s for s in STORAGES if s.options and {s.param, s.grad} <= {*dtypes}]
     return [
         Group(
             tuple(
-                Tensor(shape, s.param, *places[:2], (places[2],), is_extreme=n % 2 == 0,
+                Tensor(shape, s.param, param, grad, (state,), is_extreme=n % 2 == 0,
                        grad_dtype=s.grad)
-                for shape, places in stored_tensors(n + k)
+                for shape, (param, grad, state) in stored_tensors(n + k)
             ),
             {**options_for(row, options, how), **s.options},
         )
-        for k, s in enumerate(every)
-        if (n + k) % 2 == 0
+        for k, s in enumerate((every[n % len(every)], every[(n * 3 + 5) % len(every)]))
     ]  # fmt: skip
 
 
 def stored_tensors(n: int) -> list[tuple[tuple[int, ...], tuple[Layout, Layout, Layout]]]:
-    """Around groups, the fewest codes and a block; one in packs, one beside them, one in a walk."""
-    shapes = [(FEWEST_CODES + 256 + n % 3,), (FEWEST_CODES + n % 5,), (n % 8, 5), (8, 16, 33)]
-    if n % 6 == 0:
-        shapes[1] = (2 * STORED_CHUNK - 1 + n % 3,)
-    walks = (WITH_GAPS, EVERY_OTHER, TURNED)
-    return list(
-        zip(
-            shapes,
-            (
-                (ALIGNED, ALIGNED, ALIGNED),
-                (PLACES[n % 3][0], PLACES[n // 2 % 3][1], PLACES[n // 3 % 3 * 3][2]),
-                (SHIFTED, ALIGNED, WITH_GAPS),
-                (walks[n % 3], walks[n // 3 % 3], walks[n // 2 % 3]),
-            ),
-            strict=True,
-        )
-    )
+    """Of groups in packs and beside them, of more than one block, in a walk, of few elements."""
+    walk = (WITH_GAPS, EVERY_OTHER, TURNED)[n % 3]
+    at_once = (STORED_CHUNK if n % 4 == 0 else FEWEST_CODES) + 256 + n % 3
+    beside = (PLACES[n % 3][0], PLACES[n // 2 % 3][1], PLACES[n // 3 % 3 * 3][2])
+    return [
+        ((at_once,), (ALIGNED, ALIGNED, ALIGNED) if n % 2 else beside),
+        ((n % 8, 5), (SHIFTED, ALIGNED, WITH_GAPS)) if n % 2 else ((8, 16, 33), (walk, walk, walk)),
+    ]
 
 
 def steps(n: int) -> tuple[Step, ...]:
@@ -205,18 +196,29 @@ def in_memory(architecture: str, row: Row) -> Iterator[Scenario]:
         yield scenario(architecture, row, groups, how, n)
 
 
-def of_any_formats(architecture: str, row: Row, dtypes=NARROW) -> Iterator[Scenario]:
-    """In a kernel for them, with tables by value and in memory."""
+def of_any_formats(
+    architecture: str, row: Row, dtypes=NARROW, turn: int = 0, turns: int = 3
+) -> Iterator[Scenario]:
+    """In a kernel for them, with tables by value and in memory.
+
+    Every set of options in two of the ways to hand it over: that these are independent, the
+    kernels for usual formats show.
+    """
     for n, options, how in pairs(row):
+        if (row.options.index(options) + HOWS.index(how)) % turns != turn:
+            continue
         usual = group(row, options, how, n, dtypes=[dtypes[n % len(dtypes)]])
-        mixed = mixes(row, options, how, n, (4, 40)[n % 2], dtypes)
+        mixed = mixes(row, options, how, n, (4, 40)[n % 8 == 1], dtypes)
         groups = [mixed, usual, *stored(row, options, how, n, dtypes)]
-        yield scenario(architecture, row, groups, how, n + 1)
+        whole = scenario(architecture, row, groups, how, n + 1)
+        # The third tells something where the second is skipped.
+        is_skipped = any(s.scaler is not None and s.scaler[1] != 0 for s in whole.steps)
+        yield whole if is_skipped else replace(whole, steps=whole.steps[:2])
 
 
 def of_any_formats_in_double(architecture: str, row: Row) -> Iterator[Scenario]:
-    """In the kernel for them, which computes in float as well."""
-    return of_any_formats(architecture, row, DTYPES)
+    """In the kernel for them, which computes in float as well: every set of options once."""
+    return of_any_formats(architecture, row, DTYPES, 1, len(HOWS))
 
 
 KINDS = {

@@ -187,7 +187,7 @@ def joined(register: str, groups: list[Group]) -> np.ndarray:
     dtype = next(registers[register].dtype for _, registers in groups if register in registers)
     poison = np.frombuffer(bytes([POISON]) * dtype.itemsize, f"u{dtype.itemsize}").astype(dtype)
     parts = [
-        registers.get(register, np.broadcast_to(poison, thread.size))
+        registers[register] if register in registers else np.broadcast_to(poison, thread.size)
         for thread, registers in groups
     ]
     return np.concatenate(parts)
