@@ -139,6 +139,7 @@ def conversions() -> dict[str, Emit]:
     for to, of in product(("f32", "f64"), ("s32", "s64")):
         cast = f"{{0}}.astype(np.{TYPES[to].name})"
         table[f"cvt.rn.{to}.{of}"] = computes(cast, to, of, relaxed=True)
+    table["cvt.rn.f32.u32"] = computes("{0}.astype(np.float32)", "f32", "u32", relaxed=True)
     table["cvt.rzi.s64.f64"] = computes("numbers.to_s64({0})", "s64", "f64")
     table["cvt.rzi.s32.f32"] = computes("numbers.to_s32({0})", "s32", "f32")
     table["cvt.rn.f32.f64"] = computes("{0}.astype(np.float32)", "f32", "f64")
