@@ -242,7 +242,7 @@ class Group {
         int32_t of_lane = 0;
         for (unsigned e = 0; e < kLaneElements; ++e) {
           const int32_t magnitude =
-              finite_magnitude(static_cast<float>(numbers_.of(lane).of[role][e]));
+              finite_magnitude_bits(static_cast<float>(numbers_.of(lane).of[role][e]));
           if (place_of(lane, e) < memory_.size() && magnitude > of_lane) of_lane = magnitude;
         }
         largest.of(lane) = of_lane;
@@ -253,8 +253,8 @@ class Group {
       });
       const ScaleFactors factors(of_group);
       store_numbers<role, uint8_t>(role, is_staged, [&](T number, unsigned, unsigned) {
-        return static_cast<uint8_t>(
-            CodeOf<role>::encode(static_cast<float>(number), factors.shift, factors.inverse));
+        const float within = within_scale(static_cast<float>(number), of_group);
+        return static_cast<uint8_t>(CodeOf<role>::encode(within * factors.shift, factors.inverse));
       });
     }
   }

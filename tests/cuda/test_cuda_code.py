@@ -114,9 +114,11 @@ def test_no_product_is_fused_with_a_sum(ptx, sass):
         machine = sass[kernel]
         for suffix, letter in (("f32", "F"), ("f64", "D")):
             sums = virtual[f"add.rn.{suffix}"] + virtual[f"sub.rn.{suffix}"]
-            assert sums > 0
+            products = virtual[f"mul.rn.{suffix}"]
+            # A kernel that updates in float alone has what its rule derives in double, if anything.
+            assert (sums > 0 and products > 0) or (suffix == "f64" and kind_of(kernel) == 2)
             assert total(machine, f"{letter}ADD") >= sums, kernel
-            assert total(machine, f"{letter}MUL") >= virtual[f"mul.rn.{suffix}"] > 0, kernel
+            assert total(machine, f"{letter}MUL") >= products, kernel
 
 
 def test_packs_are_moved_by_128_bit_accesses(sass):
