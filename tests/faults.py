@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mutant import ROOT, Mutant
-
-
-def rule(file: str, *faults: tuple[str, str, str]) -> list[Mutant]:
-    return [Mutant(name, file, old, new) for name, old, new in faults]
+from cuda_faults import OF_CUDA
+from mutant import ROOT, Mutant, rule
 
 
 def of_rules(*faults: tuple[str, str, str]) -> list[Mutant]:
@@ -281,84 +278,7 @@ MUTANTS = [
         ("samples not compared", "describe(sample.ptr(), found) && is_same(expected, found)",
          "(describe(sample.ptr(), found) || is_same(expected, found))"),
     ),
-    *rule(
-        "csrc/cuda/engine.cpp",
-        ("not the caller's stream", "arguments, 0, stream_of(execution));",
-         "arguments, 0, nullptr);"),
-        ("not the parameters' device", "if (before_ == device) return;", "return;"),
-        ("the device is left selected", "if (is_changed_) ignore(cudaSetDevice(before_));", ""),
-        ("a graph without its memory",
-         "if (launch.memory != nullptr) give_to_graph(std::move(launch.memory), stream);",
-         "(void)stream; launch.memory = nullptr;"),
-        ("a table of the step before",
-         "std::copy_n(sections.begin(), capacity, launch.memory->host);", ""),
-    ),
-    *rule(
-        "csrc/cuda/launch_memory.cpp",
-        ("a held table taken", "!memory->is_held.load(std::memory_order_acquire) &&", ""),
-        ("a table in flight taken", "          is_finished(*memory)) {", "          true) {"),
-        ("nobody knows when a table is done",
-         "const cudaError_t error = cudaEventRecord(memory_->finished, stream_);",
-         "const cudaError_t error = cudaSuccess;"),
-        ("a table that is never known to be done used again",
-         "  if (error != cudaSuccess) (void)memory_.release();\n", ""),
-        ("a table that may still be copied used again", "    (void)memory.release();\n    throw;",
-         "    throw;"),
-        ("counters not cleared",
-         "cudaMemsetAsync(device_, 0, size,", "cudaMemsetAsync(device_, 1, size,"),
-        ("a graph's table copied too late", 'stream.wait("waiting for a launch\'s table");', ""),
-        ("capture not relaxed", "mode_ = cudaStreamCaptureModeRelaxed;",
-         "mode_ = cudaStreamCaptureModeGlobal;"),
-        ("capture left relaxed",
-         "~RelaxedCapture() { ignore(exchange()); }", "~RelaxedCapture() {}"),
-        ("memory lost with a failure", "if (device_ != nullptr) ignore(cudaFree(device_));", ""),
-        ("an error left for others", "  ignore(status);\n", ""),
-    ),
-    *rule(
-        "csrc/cuda/launch_plan.cpp",
-        ("last chunk skipped", "(beyond_first + chunk - 1) / chunk", "beyond_first / chunk"),
-        ("empty tensor not counted", "entry.numel > 0 || entry.step != nullptr", "entry.numel > 0"),
-        ("a block too few counts", "header_.counting_blocks += chunks;",
-         "header_.counting_blocks += 1;"),
-    ),
-    *rule(
-        "csrc/cuda/block.h",
-        ("tail skipped", "packs_begin + (end - packs_end);", "packs_begin;"),
-        ("head skipped", "s < packs_begin ? s : packs_end + (s - packs_begin)",
-         "packs_end + (s - packs_begin)"),
-        ("a pack beyond the end", "i + all_threads < packs_end;", "i + all_threads <= packs_end;"),
-        ("strides ignored by a block",
-         "if (kind_.dim_count > 0) return update_strided", "if (false) return update_strided"),
-        ("neighbour's tensor", "first = begin <= chunk ?", "first = begin < chunk ?"),
-        ("every block counts", "(table_.header.arrivals) + 1 == table_.header.counting_blocks",
-         "(table_.header.arrivals) + 1 > 0"),
-        ("skip at 1 only", "*table.header.found_inf != 0", "*table.header.found_inf == 1"),
-        ("quotient not stored by a block", "k != kGrad || is_scaled_;", "k != kGrad;"),
-        ("penalty ignored by a block", "(kind_.variant & kL2Penalty) != 0", "false"),
-        ("double in float's groups", "if (kind_.in_double) return update_groups<double>",
-         "if (false) return update_groups<double>"),
-        ("a warp's groups left out", "first += warps * kGroup", "first += 2 * warps * kGroup"),
-        ("states of a block not set", "if constexpr (is_used) set(operand, number);", ""),
-        ("the old step count", "load_count(count, kind_.step_type) + 1;\n    const uint32_t",
-         "load_count(count, kind_.step_type);\n    const uint32_t"),
-    ),
-    *rule(
-        "csrc/cuda/groups.h",
-        ("what is behind the end counts for the scale", "place_of(lane, e) < memory_.size() && ",
-         ""),
-        ("quotient not stored by a group", "role != kGrad || grad_scale_ != nullptr",
-         "role != kGrad"),
-        ("no remainder", "if (format == Format::kMasterBFloat16) encode_remainders<role>();", ""),
-        ("penalty ignored by a group", "(memory_.kind().variant & kL2Penalty) != 0", "false"),
-    ),
-    *rule(
-        "csrc/cuda/group_memory.h",
-        ("strides ignored by a group", "if (kind().dim_count == 0) return index;", "return index;"),
-        ("the host's count draws", "if (context_.entry.step != nullptr) draws.step",
-         "if (false) draws.step"),
-        ("parts draw as wholes", "if (offset != 0) return draw_across",
-         "if (false) return draw_across"),
-    ),
+    *OF_CUDA,
     *rule(
         "csrc/bindings/optimizer_state.cpp",
         ("a new state of any kind", "torch_.require_tensor(tensor, (\"new",

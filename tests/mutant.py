@@ -8,7 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 # First those that find most faults soonest.
-OF_CUDA = ("bits/test_properties.py", "cuda/test_cuda_emulated.py")
+OF_CUDA = ("bits/test_properties.py", "cuda/test_cuda_emulated.py", "cuda/test_cuda_groups.py")
+OF_NORMS = (
+    "bits/test_norm.py",
+    "torch_compat/test_clipping.py",
+    "torch_compat/test_clipping_refusals.py",
+    "torch_compat/test_norms.py",
+)
 OF_STORAGE = (
     "bits/test_storage.py",
     "bits/test_fewer_bytes.py",
@@ -37,6 +43,7 @@ OF_EVERYTHING = (
     "test_python_code.py",
     "bits/test_formats.py",
     *OF_STORAGE,
+    *OF_NORMS,
 )
 OF_THREADS = ("native/test_forks.py",)
 OF_THE_CUDA_ENGINE = (
@@ -69,6 +76,13 @@ class Mutant:
             return OF_THREADS
         if self.file in ("csrc/cuda/engine.cpp", "csrc/cuda/launch_memory.cpp"):
             return OF_THE_CUDA_ENGINE
+        if self.file in ("csrc/core/reduction.h", "csrc/cpu/measure.cpp"):
+            return OF_NORMS
         if self.file in ("csrc/core/codes.h", "csrc/core/random.h"):
             return OF_STORAGE
         return OF_CUDA if self.file.startswith("csrc/cuda/") else OF_EVERYTHING
+
+
+def rule(file: str, *faults: tuple[str, str, str]) -> list[Mutant]:
+    """Faults of one file: the name of each, what is there, and what takes its place."""
+    return [Mutant(name, file, old, new) for name, old, new in faults]
