@@ -96,9 +96,13 @@ MUTANTS = [
     ),
     *rule(
         "csrc/core/codes.h",
-        ("nothing is zero", "relative > kLowest ? part", "relative > -1.0f ? part"),
-        ("no code for 1", "relative > kHighest ? Ints{} + kOne", "relative > 2.0f ? Ints{} + kOne"),
-        ("infinity as a scale", "magnitude < 0x7f800000 ? magnitude : 0", "magnitude"),
+        ("nothing is zero", "relative > kLowest ? m", "relative > -1.0f ? m"),
+        ("zero without a sign", "number > 0.0f ? m - 1", "relative > kLowest ? m - 1"),
+        ("no code for 1", "decade + 1 < kDecades ? first_value(decade + 1) : 1.0f",
+         "first_value(decade + 1 < kDecades ? decade + 1 : decade)"),
+        ("a code for -1", "-Operations::min(distance, 127)", "-distance"),
+        ("infinity as a scale", "bits < kInfinity ? bits : 0", "bits"),
+        ("a reciprocal out of range", "scale < 0x1p-126f", "scale < 0.0f"),
     ),
     *rule(
         "csrc/core/random.h",
