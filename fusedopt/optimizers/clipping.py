@@ -110,6 +110,16 @@ class Clipping:
         if (max_grad_norm, bool(skip_nonfinite)) != (None, False) or "_clipping" in self.__dict__:
             self._clipping = (max_grad_norm, bool(skip_nonfinite))
 
+    def _set_clipping(self, name: str, max_grad_norm: float | None, skip_nonfinite: bool) -> None:
+        """Sets an option between steps, on an optimizer and not on what only looks like one.
+
+        Wrappers such as Lightning's imitate the class. They find attributes that they lack on the
+        optimizer, but what is set stays with them.
+        """
+        if "param_groups" not in self.__dict__:
+            raise AttributeError(f"{name} can be set on the optimizer only, and this one wraps it")
+        self._clip(max_grad_norm, skip_nonfinite)
+
     def _begin_measurement(self) -> Measurement | None:
         """For the step that comes; None if nothing is asked for."""
         clipping = self.__dict__.get("_clipping", (None, False))
@@ -121,23 +131,28 @@ class Clipping:
 
         Raises:
             ValueError: a number below zero, or NaN, is set.
+            AttributeError: it is set on a trainer's wrapper, which would keep it to itself.
         """
-        norm: float | None = self.__dict__.get("_clipping", (None, False))[0]
+        norm: float | None = getattr(self, "_clipping", (None, False))[0]
         return norm
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float | None) -> None:
-        self._clip(value, self.skip_nonfinite)
+        self._set_clipping("max_grad_norm", value, self.skip_nonfinite)
 
     @property
     def skip_nonfinite(self) -> bool:
-        """Whether a step with an infinity or a NaN changes nothing. It may be set between steps."""
-        skips: bool = self.__dict__.get("_clipping", (None, False))[1]
+        """Whether a step with an infinity or a NaN changes nothing. It may be set between steps.
+
+        Raises:
+            AttributeError: it is set on a trainer's wrapper, which would keep it to itself.
+        """
+        skips: bool = getattr(self, "_clipping", (None, False))[1]
         return skips
 
     @skip_nonfinite.setter
     def skip_nonfinite(self, value: bool) -> None:
-        self._clip(self.max_grad_norm, value)
+        self._set_clipping("skip_nonfinite", self.max_grad_norm, value)
 
     @property
     def grad_norm(self) -> torch.Tensor | None:
@@ -146,7 +161,7 @@ class Clipping:
         None before the first step that measures it, which is one with ``max_grad_norm`` or
         ``skip_nonfinite``; ``max_grad_norm=float("inf")`` measures and clips nothing.
         """
-        measurement = self.__dict__.get("_measurement")
+        measurement = getattr(self, "_measurement", None)
         return None if measurement is None else torch.tensor(measurement.norm, dtype=torch.float64)
 
     @property
@@ -156,7 +171,7 @@ class Clipping:
         Because of ``skip_nonfinite``, or of what a gradient scaler has found. None before the first
         step with ``max_grad_norm`` or ``skip_nonfinite``.
         """
-        measurement = self.__dict__.get("_measurement")
+        measurement = getattr(self, "_measurement", None)
         return None if measurement is None else torch.tensor(measurement.skipped)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -327,3 +327,37 @@ def test_under_a_mode_that_sees_operations():
     with Mode():
         optimizer.step()
     assert optimizer.grad_norm > 1.0
+
+
+class Imitation:
+    """Wraps an optimizer as Lightning and Fabric do: of its class, without its attributes."""
+
+    def __init__(self, optimizer):
+        self.inner = optimizer
+        self.__class__ = type("Imitation", (Imitation, type(optimizer)), {})
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+def test_wrappers_that_imitate_the_class_say_what_the_optimizer_says():
+    params = params_and_grads()
+    optimizer = fusedopt.Adam(params, max_grad_norm=0.5, skip_nonfinite=True)
+    wrapper = Imitation(optimizer)
+    assert (wrapper.max_grad_norm, wrapper.skip_nonfinite) == (0.5, True)
+    assert (wrapper.grad_norm, wrapper.skipped) == (None, None)
+    optimizer.step()
+    assert torch.equal(wrapper.grad_norm, optimizer.grad_norm)
+    params[0].grad[0] = math.inf
+    optimizer.step()
+    assert wrapper.skipped
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_grad_norm", 2.0), ("skip_nonfinite", True)])
+def test_wrappers_that_imitate_the_class_refuse_what_would_be_lost(name, value):
+    optimizer = fusedopt.Adam(params_and_grads())
+    wrapper = Imitation(optimizer)
+    with pytest.raises(AttributeError, match=f"{name} .* wraps"):
+        setattr(wrapper, name, value)
+    setattr(optimizer, name, value)
+    assert getattr(wrapper, name) == value
