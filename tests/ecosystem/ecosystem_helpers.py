@@ -7,6 +7,8 @@ import inspect
 import numpy as np
 import torch
 
+import fusedopt
+from code_blocks import ROOT, file_of
 from fusedopt.checking.rows import ROWS
 from helpers import bits
 
@@ -52,3 +54,26 @@ def assert_moved(model, start):
     """Every parameter was trained."""
     for (name, p), q in zip(model.named_parameters(), start.parameters(), strict=True):
         assert not torch.equal(p, q), name
+
+
+def assert_differs(model, other, rtol=1e-9, atol=1e-12):
+    """By more than assert_close allows, in every parameter."""
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert not torch.allclose(p, q, rtol=rtol, atol=atol), name
+
+
+def assert_same_norms(ours, theirs, model, dtype=torch.float64):
+    """Of n gradients: n/2 roundings of a sum of squares, and as many of the norms of tensors."""
+    count = sum(p.numel() for p in model.parameters())
+    ours, theirs = (
+        torch.tensor([float(norm) for norm in norms], dtype=torch.float64)
+        for norms in (ours, theirs)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=count * torch.finfo(dtype).eps, atol=0)
+
+
+def run_guide(title, names):
+    """Runs a block of the guide on clipping, and returns the names that it has then."""
+    names = {"fusedopt": fusedopt, "torch": torch, **names}
+    exec(file_of(ROOT / "docs" / "guides" / "clipping.md", title), names)
+    return names
