@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code. One with a title is a file, which has a test of its own."""
+    """A block of code. One with a title, such as the name of a file, has a test of its own."""
 
     language: str
     title: str

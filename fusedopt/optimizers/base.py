@@ -100,7 +100,7 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """What GradScaler asks for. Assigned by some trainers, and by torch for ``fused=True``."""
-        asked_for = self.__dict__.get("_amp_scaling")
+        asked_for = getattr(self, "_amp_scaling", None)
         if asked_for is not None:
             return bool(asked_for)
         return all(group.get("fused") is not False for group in self.param_groups)

@@ -351,6 +351,8 @@ def test_wrappers_that_imitate_the_class_say_what_the_optimizer_says():
     params[0].grad[0] = math.inf
     optimizer.step()
     assert wrapper.skipped
+    optimizer._step_supports_amp_scaling = False
+    assert wrapper._step_supports_amp_scaling is False
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_grad_norm", 2.0), ("skip_nonfinite", True)])
