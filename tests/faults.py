@@ -181,7 +181,6 @@ MUTANTS = [
         "fusedopt/optimizers/clipping.py",
         ("ranks left out", "torch.distributed.all_reduce(parts, group=group)", "pass"),
         ("replicas added up", "if not placement.is_replicate():", "if True:"),
-        ("an option kept by a wrapper", 'if "param_groups" not in self.__dict__:', "if False:"),
     ),
     *rule(
         "csrc/cpu/engine.cpp",
