@@ -30,6 +30,14 @@ def has_gradient(param: torch.Tensor) -> bool:
     return param.grad is not None
 
 
+def sees_operations() -> bool:
+    """Whether something records, fakes or transforms torch's operations, and would miss others."""
+    modes = _get_current_dispatch_mode_stack()
+    return bool(torch._C._functorch.get_interpreter_stack()) or any(
+        getattr(mode, "_mode_key", None) is not None for mode in modes
+    )
+
+
 def refuse(
     groups: Groups, state: dict[Any, Any], moves: Callable[[torch.Tensor], bool] = has_gradient
 ) -> None:

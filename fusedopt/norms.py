@@ -10,6 +10,8 @@ import torch
 
 from fusedopt import _native
 from fusedopt.forks import torch_on_one_thread_if_forked
+from fusedopt.modes import sees_operations
+from fusedopt.optimizers import shards
 from fusedopt.optimizers.clipping import SumsOverRanks
 from fusedopt.optimizers.local_tensors import local_tensor
 
@@ -47,7 +49,13 @@ def _norm_of(tensors: list[torch.Tensor]) -> float:
 def _as_tensor(norm: float, tensors: list[torch.Tensor]) -> torch.Tensor:
     """In the dtype that torch's functions promote to, or float32 if that has 16 bits."""
     dtypes = {torch.float32, *(tensor.dtype for tensor in tensors)}
-    return torch.tensor(norm, dtype=functools.reduce(torch.promote_types, dtypes))
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    return torch.tensor(norm, dtype=dtype, device="cpu")
+
+
+def _is_for_torch(norm_type: float) -> bool:
+    """Whether it is torch's function that is asked for, or that something has to see."""
+    return float(norm_type) != 2.0 or sees_operations()
 
 
 def get_total_norm(
@@ -61,7 +69,8 @@ def get_total_norm(
     The 2-norm has the same bits on any number of threads and instruction set, and in any order of
     the tensors; it is that of :func:`fusedopt.reference.total_norm`, rounded once. Of DTensors the
     squares of all ranks are added up, exactly, by an all-reduce, and every rank gets the norm as a
-    plain tensor. Norms of another type are those of torch's function.
+    plain tensor. Norms of another type are those of torch's function, and so are all where a mode
+    records or fakes operations (``make_fx``, ``FakeTensorMode``) or inside of ``torch.func``.
 
     Args:
         tensors: on the CPU, of any layout in memory and any of float32, float64, bfloat16, float16.
@@ -73,19 +82,19 @@ def get_total_norm(
         A 0-dim tensor in the widest dtype of the tensors, and at least float32.
 
     Raises:
-        RuntimeError: the norm is infinite or NaN, and ``error_if_nonfinite``; or a tensor is
-            sparse, complex or of integers.
+        RuntimeError: the norm is NaN, or infinite in the dtype that it is returned in, and
+            ``error_if_nonfinite``; or a tensor is sparse, complex or of integers.
         NotImplementedError: a tensor on a GPU.
     """
     tensors = _as_list(tensors)
-    if float(norm_type) != 2.0 or not tensors:
+    if _is_for_torch(norm_type) or not tensors:
         with torch_on_one_thread_if_forked():
             return torch.nn.utils.get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
-    return _as_tensor(_checked(_norm_of(tensors), error_if_nonfinite), tensors)
+    return _checked(_as_tensor(_norm_of(tensors), tensors), error_if_nonfinite)
 
 
-def _checked(norm: float, error_if_nonfinite: bool) -> float:
-    if error_if_nonfinite and not math.isfinite(norm):
+def _checked(norm: torch.Tensor, error_if_nonfinite: bool) -> torch.Tensor:
+    if error_if_nonfinite and not math.isfinite(norm.item()):
         raise RuntimeError(
             "The total norm of order 2.0 for gradients from `parameters` is non-finite, so it "
             "cannot be clipped. To disable this error and scale the gradients by the non-finite "
@@ -95,7 +104,14 @@ def _checked(norm: float, error_if_nonfinite: bool) -> float:
 
 
 def _multiply(grads: list[torch.Tensor], factor: float) -> None:
-    """In place, rounded once: torch would round the factor to 16 bits first."""
+    """In place, rounded once: torch would round the factor to 16 bits first.
+
+    Raises:
+        RuntimeError: a gradient whose elements share memory; nothing is changed.
+    """
+    for index, grad in enumerate(grads):
+        if torch._debug_has_internal_overlap(grad) == 1:
+            raise RuntimeError(f"gradient {index}: its elements share memory")
     wide = [grad for grad in grads if grad.element_size() > 2]
     if wide:
         torch._foreach_mul_(wide, factor)
@@ -120,7 +136,8 @@ def clip_grad_norm_(
     Args:
         parameters: those whose gradients are clipped.
         max_norm: the largest norm that is left; an infinite one clips nothing.
-        norm_type: the type of the norm; another one than 2 is left to torch's function.
+        norm_type: the type of the norm; another one than 2 is left to torch's function, which takes
+            the place of this one wherever it does of :func:`get_total_norm`.
         error_if_nonfinite: raise an error if the norm is infinite or NaN, and change nothing.
         foreach: accepted; selects no implementation for the 2-norm, because there is only one.
 
@@ -128,20 +145,22 @@ def clip_grad_norm_(
         The norm before clipping, as from :func:`get_total_norm`.
 
     Raises:
-        RuntimeError, NotImplementedError: as :func:`get_total_norm`.
+        RuntimeError, NotImplementedError: as :func:`get_total_norm`; or the elements of a gradient
+            that is to be clipped share memory. Nothing is changed then.
     """
     parameters = _as_list(parameters)
-    if float(norm_type) != 2.0:
+    if _is_for_torch(norm_type):
         with torch_on_one_thread_if_forked():
             return torch.nn.utils.clip_grad_norm_(
                 parameters, max_norm, norm_type, error_if_nonfinite, foreach
             )
     grads = [param.grad for param in parameters if param.grad is not None]
     if not grads:
-        return torch.tensor(0.0)
-    norm = _checked(_norm_of(grads), error_if_nonfinite)
+        return torch.tensor(0.0, device="cpu")
+    norm = _norm_of(grads)
+    rounded = _checked(_as_tensor(norm, grads), error_if_nonfinite)
     factor = _native.clip_factor(float(max_norm), norm)
     if factor != 1.0:
         with torch.no_grad(), torch_on_one_thread_if_forked():
-            _multiply(grads, factor)
-    return _as_tensor(norm, grads)
+            _multiply([shards.local(grad) for grad in grads], factor)
+    return rounded

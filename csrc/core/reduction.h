@@ -22,6 +22,9 @@ constexpr int64_t square_blocks_of(int64_t elements) {
   return (elements + kSquareBlock - 1) / kSquareBlock;
 }
 
+// The sum of a block of finite numbers whose squares are too large for a double.
+constexpr double kOverflow = -HUGE_VAL;
+
 // The sum of a block, of which half of the lanes are added to the other half until one is left.
 FUSEDOPT_FN double sum_of_lanes(double (&lanes)[kSquareLanes]) {
   for (int64_t half = kSquareLanes / 2; half > 0; half /= 2) {
@@ -39,15 +42,15 @@ class ExactSum {
   static constexpr int kSmallest = -1074;  // the exponent of the lowest bit
   // Of the largest double the highest bit is the 2098th; the last limb takes what others carry.
   static constexpr int kLimbs = 67;
-  static constexpr int kInfinities = kLimbs, kNans = kLimbs + 1;
-  static constexpr int kNumbers = kLimbs + 2;
+  static constexpr int kInfinities = kLimbs, kNans = kLimbs + 1, kOverflows = kLimbs + 2;
+  static constexpr int kNumbers = kLimbs + 3;
 
   void add(double number) {
     const auto bits = std::bit_cast<uint64_t>(number);
     const int exponent = static_cast<int>(bits >> 52 & 0x7ff);
     uint64_t mantissa = bits & ((uint64_t{1} << 52) - 1);
     if (exponent == 0x7ff) {
-      ++numbers_[mantissa == 0 ? kInfinities : kNans];
+      ++numbers_[mantissa != 0 ? kNans : number > 0 ? kInfinities : kOverflows];
       return;
     }
     if (exponent != 0) mantissa |= uint64_t{1} << 52;
@@ -72,13 +75,14 @@ class ExactSum {
     }
   }
 
-  // Whether all doubles were finite. Their sum may still be none.
+  // Whether all that was squared was finite. The sum may still be none.
   bool is_finite() const { return numbers_[kInfinities] == 0 && numbers_[kNans] == 0; }
 
   // The double nearest to the sum, ties to even.
   double rounded() const {
     if (numbers_[kNans] != 0) return std::bit_cast<double>(uint64_t{0x7ff8} << 48);
-    if (numbers_[kInfinities] != 0) return std::bit_cast<double>(uint64_t{0x7ff0} << 48);
+    if (numbers_[kInfinities] + numbers_[kOverflows] != 0)
+      return std::bit_cast<double>(uint64_t{0x7ff0} << 48);
     ExactSum sum = *this;
     sum.carry();
     int top = kLimbs - 1;

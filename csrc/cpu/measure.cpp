@@ -1,6 +1,8 @@
 #include "cpu/measure.h"
 
 #include <algorithm>
+#include <cmath>
+#include <optional>
 
 #include "cpu/gather.h"
 #include "cpu/memory.h"
@@ -13,10 +15,11 @@ namespace {
 // Reading takes a fraction of the time of an update, so that a thread needs more of it.
 constexpr int64_t kReadsPerUpdate = 4;
 
+// The sums of squares of a tensor's blocks, of its elements divided by a number if there is one.
 class BlockSums {
  public:
-  BlockSums(const KernelTable& isa, const SquareList& list, const float* grad_scale)
-      : isa_(isa), list_(list), grad_scale_(grad_scale) {}
+  BlockSums(const KernelTable& isa, const SquareList& list, std::optional<double> divisor)
+      : isa_(isa), list_(list), divisor_(divisor) {}
 
   double sum(const Squared& tensor, int64_t block) const {
     const int64_t begin = block * kSquareBlock;
@@ -24,9 +27,9 @@ class BlockSums {
     alignas(64) double lanes[kSquareLanes] = {};
     if (tensor.dim_count > 0) {
       add_strided(tensor, begin, n, lanes);
-    } else if (grad_scale_ != nullptr) {
+    } else if (divisor_) {
       for (int64_t i = 0; i < n; i += kBlock) {
-        add_unscaled(tensor, element(tensor, begin + i), std::min(kBlock, n - i), lanes);
+        add_divided(tensor, element(tensor, begin + i), std::min(kBlock, n - i), lanes);
       }
     } else {
       add(tensor.format, element(tensor, begin), n, lanes);
@@ -45,11 +48,11 @@ class BlockSums {
   }
 
   // Few enough elements for a buffer; whole rows of lanes, but for the last ones.
-  void add_unscaled(const Squared& tensor, const void* elements, int64_t n, double* lanes) const {
+  void add_divided(const Squared& tensor, const void* elements, int64_t n, double* lanes) const {
     alignas(64) std::byte numbers[kBlock * sizeof(double)];
     const StoredBlock stored = {.elements = const_cast<void*>(elements)};  // which is read
     isa_.decode[tensor.in_double][static_cast<size_t>(tensor.format)](stored, numbers, n);
-    isa_.unscale[tensor.in_double](numbers, *grad_scale_, n);
+    isa_.unscale[tensor.in_double](numbers, *divisor_, n);
     add(arithmetic_format(tensor.in_double), numbers, n, lanes);
   }
 
@@ -63,8 +66,8 @@ class BlockSums {
         copy_run(static_cast<size_t>(size), element(tensor, offsets[0]), walk.inner_stride(0),
                  copies + position * size, 1, run);
       });
-      if (grad_scale_ != nullptr) {
-        add_unscaled(tensor, copies, count, lanes);
+      if (divisor_) {
+        add_divided(tensor, copies, count, lanes);
       } else {
         add(tensor.format, copies, count, lanes);
       }
@@ -73,8 +76,11 @@ class BlockSums {
 
   const KernelTable& isa_;
   const SquareList& list_;
-  const float* grad_scale_;
+  std::optional<double> divisor_;
 };
+
+// Divided by this, the square of no double is infinite that is not itself.
+constexpr double kLargestRoot = 0x1p600;
 
 }  // namespace
 
@@ -84,7 +90,9 @@ void sum_squares(const KernelTable& isa, SquareList& list, const float* grad_sca
   const int64_t worthwhile = list.numel() / (kReadsPerUpdate * min_elements_per_thread());
   int parts = static_cast<int>(std::clamp<int64_t>(worthwhile, 1, max_threads));
   if (!can_start_threads(parts)) parts = 1;
-  const BlockSums blocks(isa, list, grad_scale);
+  const std::optional<double> scale =
+      grad_scale == nullptr ? std::nullopt : std::optional<double>(*grad_scale);
+  const BlockSums blocks(isa, list, scale), divided(isa, list, scale.value_or(1) * kLargestRoot);
   run_parts(parts, [&](int part) noexcept {
     const int64_t begin = list.cut(part, parts), end = list.cut(part + 1, parts);
     const auto& tensors = list.tensors();
@@ -92,7 +100,11 @@ void sum_squares(const KernelTable& isa, SquareList& list, const float* grad_sca
       const int64_t before = std::max<int64_t>(begin - tensors[t].first, 0);
       for (int64_t b = square_blocks_of(before); b < square_blocks_of(tensors[t].numel); ++b) {
         if (tensors[t].first + b * kSquareBlock >= end) break;
-        block_sums[static_cast<size_t>(tensors[t].first_block + b)] = blocks.sum(tensors[t], b);
+        double sum = blocks.sum(tensors[t], b);
+        if (tensors[t].in_double && std::isinf(sum)) {
+          if (std::isfinite(divided.sum(tensors[t], b))) sum = kOverflow;
+        }
+        block_sums[static_cast<size_t>(tensors[t].first_block + b)] = sum;
       }
     }
   });

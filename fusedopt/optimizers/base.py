@@ -275,8 +275,10 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
             attributes.get("found_inf"),
             measurement,
         )
-        if measurement is not None:
+        if measurement is not None and measurement.is_done:
             self._measurement = measurement
+        else:
+            attributes.pop("_measurement", None)
         return loss
 
     @property

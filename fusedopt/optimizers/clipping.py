@@ -63,7 +63,7 @@ class SumsOverRanks:
 
     def total(self, sums: list[list[int]]) -> list[int]:
         """Adds up everything: one all-reduce of integers for each process group."""
-        rows = torch.tensor(sums, dtype=torch.int64)
+        rows = torch.tensor(sums, dtype=torch.int64, device="cpu")
         for name in dict.fromkeys(name for cuts in self._cuts for name in cuts):
             numbers = [number for number, cuts in enumerate(self._cuts) if name in cuts]
             group, device = self._cuts[numbers[0]][name]
@@ -88,6 +88,11 @@ class Measurement(SumsOverRanks):
 
     norm: float
     skipped: bool
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the step was carried out, which a mode may have prevented."""
+        return "skipped" in self.__dict__
 
     def __init__(self, max_norm: float | None, skip_nonfinite: bool) -> None:
         super().__init__()
@@ -158,21 +163,24 @@ class Clipping:
     def grad_norm(self) -> torch.Tensor | None:
         """The norm of all gradients in the last step, before clipping: a 0-dim float64 tensor.
 
-        None before the first step that measures it, which is one with ``max_grad_norm`` or
-        ``skip_nonfinite``; ``max_grad_norm=float("inf")`` measures and clips nothing.
+        On the CPU. None if the last step has not measured it, as one with ``max_grad_norm`` or
+        ``skip_nonfinite`` does; ``max_grad_norm=float("inf")`` measures and clips nothing.
         """
         measurement = getattr(self, "_measurement", None)
-        return None if measurement is None else torch.tensor(measurement.norm, dtype=torch.float64)
+        if measurement is None:
+            return None
+        return torch.tensor(measurement.norm, dtype=torch.float64, device="cpu")
 
     @property
     def skipped(self) -> torch.Tensor | None:
         """Whether the last step has changed nothing: a 0-dim bool tensor.
 
-        Because of ``skip_nonfinite``, or of what a gradient scaler has found. None before the first
-        step with ``max_grad_norm`` or ``skip_nonfinite``.
+        Because of ``skip_nonfinite``, or of what a gradient scaler has found. On the CPU. None if
+        the last step had neither ``max_grad_norm`` nor ``skip_nonfinite``. With ``fused=False`` a
+        scaler skips a step by not calling it, of which this says nothing.
         """
         measurement = getattr(self, "_measurement", None)
-        return None if measurement is None else torch.tensor(measurement.skipped)
+        return None if measurement is None else torch.tensor(measurement.skipped, device="cpu")
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]

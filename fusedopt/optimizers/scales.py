@@ -95,9 +95,11 @@ def check(scales: torch.Tensor, codes: torch.Tensor, name: str) -> None:
     """Refuses scales that are not those of a state's blocks.
 
     Raises:
-        ValueError: their shape is another, because they were saved of other shards.
+        ValueError: their dtype is another; or their shape, because they were saved of other shards.
     """
     expected = shape_of(codes)
+    if scales.dtype != torch.float32:
+        raise ValueError(f"state {name!r} has dtype {scales.dtype}, and scales are torch.float32")
     is_plain = not shards.is_distributed(codes) and scales.shape == (count(codes.numel()),)
     if is_plain or tuple(scales.shape) == expected:
         return

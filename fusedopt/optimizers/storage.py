@@ -155,7 +155,7 @@ def encoded(numbers: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Te
     order = torch.contiguous_format if in_order else torch.preserve_format
     on_cpu = torch.empty_like(part, dtype=torch.float32, device="cpu", memory_format=order)
     codes = torch.empty_like(on_cpu, dtype=torch.uint8)
-    found = torch.empty(scales.count(part.numel()))
+    found = torch.empty(scales.count(part.numel()), device="cpu")
     _native.encode(
         _format_of_codes(signed),
         in_memory_order(codes),

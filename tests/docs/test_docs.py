@@ -18,7 +18,7 @@ import torch
 from typer.main import get_command
 
 import fusedopt
-from code_blocks import Block, blocks_of, file_of, torchrun
+from code_blocks import ROOT, Block, blocks_of, file_of, torchrun
 from fusedopt import reference
 from fusedopt.checking import rows
 from fusedopt.cli import app

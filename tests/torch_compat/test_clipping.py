@@ -213,6 +213,33 @@ def test_an_infinite_maximum_measures_and_changes_nothing(special):
 # The options
 
 
+@pytest.mark.parametrize(("size", "value"), [(1000, 1e153), (3, 1e200)])
+def test_a_finite_gradient_is_stepped_although_its_norm_is_infinite(size, value):
+    """In float64 a sum of squares, or a square, is too large for a double."""
+    param = torch.nn.Parameter(torch.zeros(size, 2, dtype=torch.float64)[:, 0])
+    optimizer = fusedopt.SGD([param], lr=1 / value, skip_nonfinite=True)
+    param.grad = torch.full((size,), value, dtype=torch.float64)
+    optimizer.step()
+    assert not optimizer.skipped
+    assert optimizer.grad_norm.isinf()
+    assert (param == -1).all()
+    param.grad[1] = math.inf
+    optimizer.step()
+    assert optimizer.skipped
+    assert (param == -1).all()
+
+
+def test_a_step_that_measures_nothing_says_nothing():
+    (param,) = params_and_grads(sizes=(5,))
+    param.grad[0] = math.nan
+    optimizer = fusedopt.SGD([param], lr=0.1, skip_nonfinite=True)
+    optimizer.step()
+    assert optimizer.skipped
+    optimizer.skip_nonfinite = False
+    optimizer.step()
+    assert optimizer.skipped is optimizer.grad_norm is None
+
+
 def test_norm_and_skip_are_tensors_of_no_dimensions():
     params = params_and_grads()
     optimizer = fusedopt.SGD(params)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fusedopt
 from fusedopt import reference
@@ -114,3 +115,55 @@ def test_what_can_be_given():
 def test_what_is_refused(tensor, error):
     with pytest.raises(error, match=r"tensor 1"):
         fusedopt.get_total_norm([torch.ones(2), tensor])
+
+
+def test_what_a_mode_records_is_torchs():
+    """A norm that it did not see would be the constant that it was while recording."""
+
+    def clipped(grad):
+        param = torch.nn.Parameter(torch.zeros(3))
+        param.grad = grad.clone()
+        norm = fusedopt.clip_grad_norm_([param], 1.0)
+        return param.grad, norm, fusedopt.get_total_norm([grad])
+
+    recorded = make_fx(clipped)(torch.full((3,), 10.0))
+    for found, expected in zip(
+        recorded(torch.full((3,), 100.0)), clipped(torch.full((3,), 100.0)), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_an_error_is_raised_where_the_result_is_infinite():
+    """The norm is no float32; the gradients are clipped by the double that it is."""
+    param = parameter(torch.zeros(300))
+    param.grad = torch.full((300,), 3e38)
+    for error in (True, False):
+        before = param.grad.clone()
+        if error:
+            with pytest.raises(RuntimeError, match="non-finite"):
+                fusedopt.clip_grad_norm_([param], 1.0, error_if_nonfinite=True)
+            assert torch.equal(param.grad, before)
+        else:
+            assert fusedopt.clip_grad_norm_([param], 1.0).isinf()
+            torch.testing.assert_close(param.grad.norm(), torch.tensor(1.0))
+
+
+def test_nothing_is_clipped_where_a_gradient_overlaps_itself():
+    params = [parameter(torch.ones(3)), parameter(torch.ones(3, dtype=torch.bfloat16))]
+    params[0].grad = torch.full((3,), 9.0)
+    params[1].grad = torch.ones(1, dtype=torch.bfloat16).expand(3)
+    with pytest.raises(RuntimeError, match="gradient 1: its elements share memory"):
+        fusedopt.clip_grad_norm_(params, 1.0)
+    assert (params[0].grad == 9).all()
+
+
+def test_norms_are_on_the_cpu_whatever_the_default_device():
+    (param,) = params_and_grads(sizes=(5,))
+    optimizer = fusedopt.AdamW([param], max_grad_norm=1.0, skip_nonfinite=True)
+    optimizer.step()
+    with torch.device("meta"):
+        results = [
+            fusedopt.clip_grad_norm_([param], 1.0), fusedopt.get_total_norm([param.grad]),
+            fusedopt.clip_grad_norm_([], 1.0), optimizer.grad_norm, optimizer.skipped,
+        ]  # fmt: skip
+    assert [result.device.type for result in results] == ["cpu"] * 5
