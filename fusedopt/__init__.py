@@ -23,6 +23,7 @@ import torch
 __path__ = pkgutil.extend_path(__path__, __name__)
 
 from fusedopt import _native
+from fusedopt.backward import step_in_backward as step_in_backward
 from fusedopt.checking.rows import ROWS as _ROWS
 from fusedopt.convert import convert_states as convert_states
 from fusedopt.convert import from_bitsandbytes as from_bitsandbytes
@@ -47,6 +48,7 @@ else:
         from_torch,
         from_torchao,
         get_total_norm,
+        step_in_backward,
         to_float32_state,
         *(row.optimizer for row in _ROWS),
     )

@@ -88,17 +88,26 @@ def _tensors(
 
 
 def visible(
-    step: Callable[..., None], groups: Groups, state: dict[Any, Any]
+    step: Callable[..., None],
+    groups: Groups,
+    state: dict[Any, Any],
+    only: tuple[int, int] | None = None,
 ) -> Callable[..., None]:
     """A native step that modes see as an operation, ``fusedopt::step_``.
 
+    It is that of all parameters, or of the one at a place: the index of its group, and that in it.
     A mode that carries out what it sees has the native step, with all its bits.
 
     Raises:
         RuntimeError: as :func:`refuse`.
     """
-    refuse(groups, state)
-    params = [param for group in groups for param in group["params"] if has_gradient(param)]
+    alone = None if only is None else groups[only[0]]["params"][only[1]]
+
+    def moves(param: torch.Tensor) -> bool:
+        return has_gradient(param) and (alone is None or alone is param)
+
+    refuse(groups, state, moves)
+    params = [param for group in groups for param in group["params"] if moves(param)]
     if torch._C._len_torch_dispatch_stack() and params:
         return functools.partial(_step_as_operation, step, params)
     return step

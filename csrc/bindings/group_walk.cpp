@@ -1,5 +1,7 @@
 #include "bindings/group_walk.h"
 
+#include <algorithm>
+
 #include "core/refusal.h"
 
 namespace fusedopt {
@@ -38,24 +40,32 @@ std::string describe(const Location& location, const StepMemory& memory) {
   return text;
 }
 
-void GroupWalk::collect(PyObject* param_groups) {
+void GroupWalk::collect(PyObject* param_groups, const Location& only) {
   Location& location = memory_.location;
   PyObject* const groups = require_sequence(param_groups, "param_groups", memory_.keep);
   for (location.group = 0; location.group < PySequence_Fast_GET_SIZE(groups); ++location.group) {
     location.param = -1;
-    collect_group(memory_.keep.share(PySequence_Fast_GET_ITEM(groups, location.group)));
+    collect_group(memory_.keep.share(PySequence_Fast_GET_ITEM(groups, location.group)), only);
+    if (location.group == only.group) break;
   }
   for (const Unresolved& unresolved : memory_.unresolved) resolve(unresolved);
   location = {};
 }
 
-void GroupWalk::collect_group(PyObject* group) {
-  memory_.groups.push_back(read_group(group));
+void GroupWalk::collect_group(PyObject* group, const Location& only) {
+  // A group that is passed by is not read: its parameters count, for the numbers of others.
+  const bool is_passed_by = only.group >= 0 && memory_.location.group != only.group;
+  memory_.groups.emplace_back().group = group;
+  if (!is_passed_by) memory_.groups.back() = read_group(group);
   PyObject* params = find_item(group, kParamsKey, memory_.keep);
   if (params == nullptr) throw Refusal(Refusal::kKey, "key 'params' is missing");
   params = require_sequence(params, "'params'", memory_.keep);
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(params);
   Py_ssize_t& index = memory_.location.param;
-  for (index = 0; index < PySequence_Fast_GET_SIZE(params); ++index) {
+  index = is_passed_by ? size : std::max<Py_ssize_t>(only.param, 0);
+  const Py_ssize_t last = only.group < 0 ? size : std::min(index + 1, size);
+  number_ += static_cast<uint32_t>(index);
+  for (; index < last; ++index) {
     prefetch(params, index);
     PyObject* const param = memory_.keep.share(PySequence_Fast_GET_ITEM(params, index));
     if (!torch_.is_tensor(param)) throw Refusal(Refusal::kType, "is not a tensor");

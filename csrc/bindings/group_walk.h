@@ -14,14 +14,15 @@ class GroupWalk {
             const AmpTensors& amp, StepMemory& memory)
       : rule_(rule), torch_(torch), state_(state), amp_(amp), memory_(memory) {}
 
-  // Fills memory.groups and memory.params. Throws Refusal; memory.location says where.
-  void collect(PyObject* param_groups);
+  // Fills memory.groups and memory.params: with all parameters that have a gradient, or with the
+  // one at the place `only`, if that names any. Throws Refusal; memory.location says where.
+  void collect(PyObject* param_groups, const Location& only);
 
   // Reads a group's options once more, now those on a device as well, which waits for it.
   void fetch_options(GroupPlan& plan) { read_options(plan, GroupOptions::kFetch); }
 
  private:
-  void collect_group(PyObject* group);
+  void collect_group(PyObject* group, const Location& only);
   GroupPlan read_group(PyObject* group);
   void read_options(GroupPlan& plan, GroupOptions::OnDevice on_device);
   void collect_param(PyObject* param, PyObject* grad);

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "bindings/conversion.h"
@@ -97,7 +98,8 @@ thread_local std::vector<BorrowedMemory::Spare> BorrowedMemory::spares_;
 template <class Act>
 void with_step(const std::string& rule, const py::object& param_groups, const py::object& state,
                const py::object& create_state, const py::object& grad_scale,
-               const py::object& found_inf, const py::object& measurement, Act act) {
+               const py::object& found_inf, const py::object& measurement, const Location& only,
+               Act act) {
   BorrowedMemory borrowed(state.ptr());
   StepMemory& memory = *borrowed;
   with_exceptions(
@@ -106,7 +108,7 @@ void with_step(const std::string& rule, const py::object& param_groups, const py
         Clipping clipping(measurement.ptr());
         Step step(find_rule(rule), torch_tensors(), state.ptr(), create_state.ptr(), amp, clipping,
                   memory);
-        step.gather(param_groups.ptr());
+        step.gather(param_groups.ptr(), only);
         memory.location = {};
         act(step);
       },
@@ -115,15 +117,17 @@ void with_step(const std::string& rule, const py::object& param_groups, const py
 
 void step(const std::string& rule, const py::object& param_groups, const py::object& state,
           const py::object& create_state, const py::object& grad_scale, const py::object& found_inf,
-          const py::object& measurement) {
-  with_step(rule, param_groups, state, create_state, grad_scale, found_inf, measurement,
+          const py::object& measurement,
+          const std::optional<std::pair<Py_ssize_t, Py_ssize_t>>& only) {
+  const Location place = only ? Location{only->first, only->second} : Location{};
+  with_step(rule, param_groups, state, create_state, grad_scale, found_inf, measurement, place,
             [](Step& step) { step.run(); });
 }
 
 // Refuses what step() would refuse, and writes nothing.
 void check_step(const std::string& rule, const py::object& param_groups, const py::object& state,
                 const py::object& create_state) {
-  with_step(rule, param_groups, state, create_state, py::none(), py::none(), py::none(),
+  with_step(rule, param_groups, state, create_state, py::none(), py::none(), py::none(), {},
             [](Step&) {});
 }
 
@@ -171,7 +175,9 @@ PYBIND11_MODULE(_native, m) {
       "step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
       py::arg("create_state"), py::arg("grad_scale") = py::none(),
       py::arg("found_inf") = py::none(), py::arg("measurement") = py::none(),
-      "Updates every parameter of all groups that has a gradient, or raises and changes nothing.");
+      py::arg("only") = py::none(),
+      "Updates every parameter of all groups that has a gradient, or the one at a place, which is "
+      "the index of a group and that of a parameter in it; or raises and changes nothing.");
   m.def("check_step", &check_step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
         py::arg("create_state"));
   m.def("check_storage", &check_storage, py::arg("group"), py::arg("index"), py::arg("dtypes"));

@@ -38,9 +38,9 @@ Step::Step(BoundRule& rule, const TorchTensors& torch, PyObject* state, PyObject
       state_(state, create_state, torch, memory),
       walk_(rule, torch, state_, amp, memory) {}
 
-void Step::gather(PyObject* param_groups) {
+void Step::gather(PyObject* param_groups, const Location& only) {
   const IeeeEnvironment environment;
-  walk_.collect(param_groups);
+  walk_.collect(param_groups, only);
   if (clipping_.is_asked_for()) find_sums();
   lay_out();
 }

@@ -16,8 +16,9 @@ class Step {
   Step(BoundRule& rule, const TorchTensors& torch, PyObject* state, PyObject* create_state,
        AmpTensors& amp, Clipping& clipping, StepMemory& memory);
 
-  // Reads and validates; writes nothing. Throws Refusal; memory.location says where.
-  void gather(PyObject* param_groups);
+  // Reads and validates all parameters that have a gradient, or the one at the place `only`; writes
+  // nothing. Throws Refusal; memory.location says where.
+  void gather(PyObject* param_groups, const Location& only = {});
   // Measures the gradients, if that is asked for. Then runs the engines without the GIL, counts the
   // steps, enters new states and tells autograd; or does nothing, where the host knows that this
   // step is to be skipped. If an engine fails, what was done before it on other devices is

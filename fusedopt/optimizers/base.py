@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch.autograd import forward_ad
@@ -51,6 +51,19 @@ def refuse_fused_with_foreach(fused: bool | None, foreach: bool | None) -> None:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
 
+class InBackward(Protocol):
+    """What an optimizer tells the object that steps its parameters in the backward pass."""
+
+    def attach(self) -> None:
+        """There are other parameters now."""
+
+    def begin(self) -> None:
+        """Gradients have been dropped."""
+
+    def finish(self, closure: object) -> None:
+        """``step`` has been called."""
+
+
 class FusedOptimizer(Clipping, torch.optim.Optimizer):
     """Base of the optimizers: steps all parameter groups in one native call.
 
@@ -96,10 +109,17 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
     """
 
     _rule: ClassVar[str]
+    # What steps each parameter in the backward pass, if anything does (fusedopt/backward.py).
+    _in_backward: InBackward | None = None
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """What GradScaler asks for. Assigned by some trainers, and by torch for ``fused=True``."""
+        if self._in_backward is not None:
+            raise RuntimeError(
+                "a gradient scaler looks at all gradients ahead of the step, and "
+                "step_in_backward() leaves none; train in bfloat16 without a scaler"
+            )
         asked_for = getattr(self, "_amp_scaling", None)
         if asked_for is not None:
             return bool(asked_for)
@@ -214,9 +234,17 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             check_group(param_group, len(self.param_groups) - 1, type(self).__name__)
+            if self._in_backward is not None:
+                self._in_backward.attach()
         except Exception:
             self.param_groups.pop()
             raise
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops all gradients, as ``torch.optim.Optimizer.zero_grad`` does."""
+        super().zero_grad(set_to_none)
+        if self._in_backward is not None:
+            self._in_backward.begin()
 
     def _create_state(
         self, name: str, param: torch.Tensor, group: dict[str, Any]
@@ -256,14 +284,19 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
         """What the elements of a new state are."""
         return 0.0
 
-    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def _step(
+        self, closure: Callable[[], Any] | None = None, only: tuple[int, int] | None = None
+    ) -> Any:
+        """Steps all parameters, or the one at a place: the index of its group, and that in it."""
+        if only is None and self._in_backward is not None:
+            return self._in_backward.finish(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         step = _native.step
         if _count_modes() or _are_transforms_active() or forward_ad._current_level >= 0:
-            step = visible(step, self.param_groups, self.state)
+            step = visible(step, self.param_groups, self.state, only)
         attributes = self.__dict__
         measurement = self._begin_measurement()
         step(
@@ -274,6 +307,7 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
             attributes.get("grad_scale"),
             attributes.get("found_inf"),
             measurement,
+            only,
         )
         if measurement is not None and measurement.is_done:
             self._measurement = measurement

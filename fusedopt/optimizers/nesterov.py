@@ -43,13 +43,15 @@ class Nesterov(Momentum):
 
     _rule = "nesterov"
 
-    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def _step(
+        self, closure: Callable[[], Any] | None = None, only: tuple[int, int] | None = None
+    ) -> Any:
         if self._is_at_iterate:
             raise RuntimeError(
                 "step() inside at_iterate(): the parameters are not where the gradient has to be "
                 "taken; leave the context first, or call leave_iterate() if it could not be left"
             )
-        return super()._step(closure)
+        return super()._step(closure, only)
 
     @property
     def _is_at_iterate(self) -> bool:
