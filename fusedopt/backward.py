@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -83,8 +84,8 @@ class StepInBackward:
             self._is_wrapper_looked_for = False
         self._places = places
         for param in new:
-            hook = param.register_post_accumulate_grad_hook(self._complete)  # type: ignore[no-untyped-call]
-            self._hooks[param] = hook
+            register: Any = param.register_post_accumulate_grad_hook
+            self._hooks[param] = register(_weakly(self))
 
     def begin(self) -> None:
         """Another step begins, so that each parameter may be stepped again."""
@@ -109,7 +110,7 @@ class StepInBackward:
         self.begin()
 
     def _complete(self, param: torch.Tensor) -> None:
-        """The hook: the gradient of a parameter is complete, as far as this backward pass goes."""
+        """Called by the hook: this backward pass has added all that it adds to a gradient."""
         if self._accumulates:
             return
         if torch.is_grad_enabled():
@@ -160,6 +161,17 @@ class StepInBackward:
         for name in ("grad_scale", "found_inf"):
             if name in self._optimizer.__dict__:
                 raise RuntimeError(NO_SCALER)
+
+
+def _weakly(steps: StepInBackward) -> Callable[[torch.Tensor], None]:
+    """A hook that keeps nothing alive: garbage collection does not see what hooks refer to."""
+    reference = weakref.ref(steps)
+
+    def complete(param: torch.Tensor) -> None:
+        if (alive := reference()) is not None:
+            alive._complete(param)
+
+    return complete
 
 
 NO_SCALER = (
@@ -221,6 +233,8 @@ def step_in_backward(
 
     An error in the backward pass leaves those parameters updated whose gradient was complete. All
     others are as they were. ``zero_grad()`` drops gradients that are left, ``step()`` uses them.
+
+    Keep the optimizer or the handle: parameters are stepped as long as there is one of them.
 
     A copy or pickle of the optimizer is an ordinary one. Parameters that are added later, or
     require a gradient later, are stepped in the same way.
