@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusedopt.hooks import untraced
 from fusedopt.optimizers.base import FusedOptimizer
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _weakly(steps: StepInBackward) -> Callable[[torch.Tensor], None]:
         if (alive := reference()) is not None:
             alive._complete(param)
 
-    return complete
+    return untraced(complete)
 
 
 NO_SCALER = (
