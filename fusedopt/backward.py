@@ -6,7 +6,7 @@ import contextlib
 import gc
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -92,6 +92,13 @@ class StepInBackward:
         """Another step begins, so that each parameter may be stepped again."""
         self._stepped.clear()
 
+    def refuse_scaler(self) -> NoReturn:
+        """A gradient scaler asks what the optimizer leaves to it, or has told what it has found."""
+        raise RuntimeError(
+            "a gradient scaler looks at all gradients ahead of the step, and step_in_backward() "
+            "leaves none; train in bfloat16 without a scaler, or call remove()"
+        )
+
     def finish(self, closure: object) -> None:
         """What ``step`` does: updates the parameters that still have a gradient.
 
@@ -137,7 +144,16 @@ class StepInBackward:
         if self._clip is not None:
             with torch.no_grad():
                 self._clip(param)
-        self._optimizer._step(only=place)
+        version = param._version
+        try:
+            self._optimizer._step(only=place)
+        except BaseException:
+            if param._version != version:  # Ctrl-C is raised when a step is done, or not begun
+                self._release(param)
+            raise
+        self._release(param)
+
+    def _release(self, param: torch.Tensor) -> None:
         self._stepped.add(param)
         param.grad = None
 
@@ -159,9 +175,8 @@ class StepInBackward:
 
     def _refuse_what_needs_all_gradients(self) -> None:
         _refuse_options(self._optimizer)
-        for name in ("grad_scale", "found_inf"):
-            if name in self._optimizer.__dict__:
-                raise RuntimeError(NO_SCALER)
+        if not {"grad_scale", "found_inf"}.isdisjoint(self._optimizer.__dict__):
+            self.refuse_scaler()
 
 
 def _weakly(steps: StepInBackward) -> Callable[[torch.Tensor], None]:
@@ -173,12 +188,6 @@ def _weakly(steps: StepInBackward) -> Callable[[torch.Tensor], None]:
             alive._complete(param)
 
     return untraced(complete)
-
-
-NO_SCALER = (
-    "a gradient scaler looks at all gradients ahead of the step, and step_in_backward() leaves "
-    "none; train in bfloat16 without a scaler, or call remove()"
-)
 
 
 def _refuse_options(optimizer: FusedOptimizer) -> None:
@@ -258,7 +267,8 @@ def step_in_backward(
             a gradient scaler; from ``backward``, ``create_graph=True``.
         ValueError: a parameter is listed twice.
 
-    All of these, and those of ``step``, leave the parameter and its gradient as they were.
+    All of these, and those of ``step``, leave the parameter and its gradient as they were, apart
+    from what ``clip`` has changed.
     """
     if not isinstance(optimizer, FusedOptimizer):
         raise TypeError(f"step_in_backward() needs an optimizer of fusedopt, got {type(optimizer)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 import torch
 from torch.autograd import forward_ad
@@ -59,6 +59,9 @@ class InBackward(Protocol):
 
     def begin(self) -> None:
         """Gradients have been dropped."""
+
+    def refuse_scaler(self) -> NoReturn:
+        """A gradient scaler is about to unscale or to skip."""
 
     def finish(self, closure: object) -> None:
         """``step`` has been called."""
@@ -116,10 +119,7 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """What GradScaler asks for. Assigned by some trainers, and by torch for ``fused=True``."""
         if self._in_backward is not None:
-            raise RuntimeError(
-                "a gradient scaler looks at all gradients ahead of the step, and "
-                "step_in_backward() leaves none; train in bfloat16 without a scaler"
-            )
+            self._in_backward.refuse_scaler()
         asked_for = getattr(self, "_amp_scaling", None)
         if asked_for is not None:
             return bool(asked_for)

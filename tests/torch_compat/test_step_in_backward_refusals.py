@@ -75,6 +75,23 @@ def test_an_error_leaves_the_others_as_they_were():
     assert all(param.grad is None for param in released.parameters())
 
 
+def test_an_interruption_after_an_update_frees_the_gradient():
+    """What a signal raises is held back until a step is done, so that it is not done again."""
+
+    class Interrupted(dict):
+        def __setitem__(self, key, value):
+            super().__setitem__(key, value)
+            raise KeyboardInterrupt
+
+    *_, released, optimizer, _ = both()
+    optimizer.state = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        loss_of(released, 0).backward()
+    (stepped,) = optimizer.state
+    assert optimizer.state[stepped]["step"] == 1
+    assert stepped.grad is None
+
+
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
 def test_what_needs_all_gradients_is_refused():
     model = Network()
