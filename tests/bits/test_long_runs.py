@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import fusedopt
-from fusedopt import _native
 from fusedopt.checking.rows import ROWS
 from fusedopt.checking.verify import count_mismatches, to_array
 from helpers import bits, snapshot
@@ -142,18 +141,14 @@ def test_torchs_own_count_stops():
 @pytest.mark.parametrize("count", [LAST - 1, LAST, LAST + 4])
 def test_a_device_that_counts_stays_at_the_largest_count(count):
     """A captured graph has the address of the count, so no other tensor can take its place."""
-    from fusedopt import _emulated_cuda as emulated
+    from emulation import emulation
 
     optimizer, param = after(COUNTING[0], count)
     optimizer.param_groups[0]["capturable"] = True
     step_count = optimizer.state[param]["step"]
-    emulated.configure(False, 0, False)
-    _native.use_engine_on_cpu(emulated.engine)
-    try:
+    with emulation():
         for _ in range(3):
             optimizer.step()
-    finally:
-        _native.use_engine_on_cpu(None)
     assert optimizer.state[param]["step"] is step_count
     assert step_count.dtype == torch.float32
     assert step_count.item() == max(count, LAST)
