@@ -9,7 +9,7 @@ SOURCES := $(shell find csrc cmake fusedopt benchmarks -type f -not -path '*/__p
 CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help install bench bench-full test lint format neon-check ptx-check cuda-check gpu-check \
-        sanitize mutants soak ecosystem pictures wheel docs docs-serve clean
+        sanitize mutants soak trainers ecosystem pictures wheel docs docs-serve clean
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
@@ -17,7 +17,8 @@ help:
 	@echo "make test        build and run the tests"
 	@echo "make mutants     build deliberate faults, one after the other, and see that tests find them"
 	@echo "make soak        everything at once, for MINUTES=20: threads, forks, signals, checkpoints"
-	@echo "make ecosystem   train with transformers, accelerate, lightning, deepspeed and others (minutes)"
+	@echo "make trainers    train with transformers, accelerate and lightning (three minutes)"
+	@echo "make ecosystem   the same, and with deepspeed, and go on from bitsandbytes and torchao (minutes)"
 	@echo "make pictures    draw docs/pictures anew (about two minutes)"
 	@echo "make wheel       build sdist and wheel without CUDA into dist/, try the wheel (five minutes)"
 	@echo "make docs        build the documentation into site/; docs-serve shows it while you write"
@@ -25,7 +26,7 @@ help:
 	@echo "make format      format everything"
 	@echo "make neon-check  compare the aarch64 kernels with x86-64 in an emulator"
 	@echo "make sanitize    run tests under sanitizers and valgrind (about twenty minutes)"
-	@echo "make ptx-check   run the compiled CUDA kernels, without a GPU (about five minutes)"
+	@echo "make ptx-check   run the compiled CUDA kernels, without a GPU (about ten minutes)"
 	@echo "make cuda-check  the same, and all GPU checks on a stand-in (about twenty minutes)"
 	@echo "make gpu-check   build with CUDA, run what needs a GPU, benchmark there (about ten minutes)"
 
@@ -63,14 +64,17 @@ soak: install
 	$(BIN)/python tests/soak.py $(MINUTES)
 
 # The installed package is left as it is: pip only adds what its extra names.
-$(VENV)/ecosystem: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt 'fusedopt[ecosystem]'
+$(VENV)/trainers $(VENV)/ecosystem: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt 'fusedopt[$(notdir $@)]'
 	@touch $@
 
 # Offline, on one thread, which is faster for small models. Warnings fail nothing: those of other
 # libraries are not known ahead.
+CHECK = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W default -o python_files='check_*.py'
+trainers: $(VENV)/trainers
+	$(CHECK) $(foreach name,transformers accelerate lightning,$(wildcard tests/ecosystem/check_*$(name).py))
 ecosystem: $(VENV)/ecosystem
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W default -o python_files='check_*.py' tests/ecosystem
+	$(CHECK) tests/ecosystem
 
 # Losses are drawn from the results files that the documentation names.
 pictures: install
@@ -137,9 +141,11 @@ sanitize: install
 	$(BIN)/python tests/sanitizers.py $(WHICH)
 
 # Needs a package built with CUDA and no GPU. Says of every kernel how much of it was executed.
+# PTX="sm_100" chooses.
+PTX ?=
 ptx-check: install
 	OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses auto --maxprocesses 8 -q -rP \
-		-o python_files='check_ptx.py' tests/cuda
+		-o python_files='check_ptx.py' -k '$(PTX)' tests/cuda
 
 # See tests/gpu/README.md.
 cuda-check: ptx-check

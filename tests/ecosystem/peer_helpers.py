@@ -123,7 +123,7 @@ def assert_near(ours, scales, theirs, their_scales, signed, grid=0.0):
     value away from it; to that comes the grid to which a number is rounded first there.
     """
     # Scales are numbers of the step before they are stored.
-    torch.testing.assert_close(scales, their_scales, rtol=32 * U, atol=0)
+    torch.testing.assert_close(scales.view(-1), their_scales, rtol=32 * U, atol=0)
     values = torch.from_numpy(code_values(signed).copy()).double()
     gaps = values.diff()
     wider = torch.maximum(torch.cat([gaps[:1], gaps]), torch.cat([gaps, gaps[-1:]]))
