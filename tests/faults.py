@@ -155,7 +155,7 @@ MUTANTS = [
         ("a limb lost", "(lower >> kLimbBits) + (upper & kMask)", "(upper & kMask)"),
         ("ties not to even", "(is_more || (upper & 1) != 0)", "true"),
         ("what is below a tie ignored", "(is_more || (upper & 1) != 0)", "(upper & 1) != 0"),
-        ("a NaN taken for an infinity", "mantissa == 0 ? kInfinities : kNans", "kInfinities"),
+        ("a NaN taken for an infinity", "mantissa != 0 ? kNans : number > 0", "kInfinities"),
         ("gradients made larger", "return factor > 1 ? 1 : factor;", "return factor;"),
     ),
     *rule(
@@ -166,7 +166,7 @@ MUTANTS = [
     *rule(
         "csrc/cpu/measure.cpp",
         ("the norm of scaled gradients",
-         "isa_.unscale[tensor.in_double](numbers, *grad_scale_, n);", ""),
+         "isa_.unscale[tensor.in_double](numbers, *divisor_, n);", ""),
         ("a block left out at a cut", "int64_t b = square_blocks_of(before);",
          "int64_t b = square_blocks_of(before) + (before > 0);"),
         ("strides of gradients ignored", "if (tensor.dim_count > 0) {", "if (false) {"),
