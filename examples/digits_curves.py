@@ -155,18 +155,6 @@ def print_table(report: dict[str, Any]) -> None:
     )
 
 
-def known(names: list[str] | None, table: dict[str, Any]) -> list[str]:
-    """The names, all if there are none.
-
-    Raises:
-        typer.BadParameter: one is not in the table.
-    """
-    for name in names or ():
-        if name not in table:
-            raise typer.BadParameter(f"{name} is not one of {', '.join(table)}")
-    return names or list(table)
-
-
 def main(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = digits.EPOCHS,
     only: Annotated[
@@ -190,7 +178,7 @@ def main(
     ] = None,
 ) -> None:
     """Train on handwritten digits with every optimizer under every learning-rate schedule."""
-    optimizers, schedules = known(only, digits.OPTIMIZERS), known(schedule, SCHEDULES)
+    optimizers, schedules = digits.known(only, digits.OPTIMIZERS), digits.known(schedule, SCHEDULES)
     if read is not None:
         report = json.loads(read.read_text())
     else:

@@ -240,18 +240,6 @@ def draw(report: dict[str, Any], theme: Theme) -> Figure:
     return figure
 
 
-def known(names: list[str] | None, table: list[str]) -> list[str]:
-    """The names, all of the table if there are none.
-
-    Raises:
-        typer.BadParameter: one is not in the table.
-    """
-    for name in names or ():
-        if name not in table:
-            raise typer.BadParameter(f"{name} is not one of {', '.join(table)}")
-    return names or table
-
-
 def main(
     task: Annotated[
         list[str] | None, typer.Option(help=f"Repeatable; of {', '.join(TASKS)}.")
@@ -276,7 +264,7 @@ def main(
     ] = None,
 ) -> None:
     """Train three small networks with parameters and states stored in fewer bytes."""
-    tasks, optimizers = known(task, list(TASKS)), known(only, OPTIMIZERS)
+    tasks, optimizers = digits.known(task, TASKS), digits.known(only, OPTIMIZERS)
     if read is not None:
         report = json.loads(read.read_text())
     else:

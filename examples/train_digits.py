@@ -38,7 +38,7 @@ from fusedopt.checking.rows import ROWS, Row
 from fusedopt.info import collect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch.optim import Optimizer
 
@@ -325,6 +325,20 @@ def print_markdown(report: dict[str, Any]) -> None:
     print(f"\n{describe(report)} {NOTE} {options_note()} {twins_note()}")
 
 
+def known(names: list[str] | None, table: Iterable[str], option: str = "") -> list[str]:
+    """The names, all of the table if there are none.
+
+    Raises:
+        typer.BadParameter: one is not in the table; it names the option that has it.
+    """
+    all_names = list(table)
+    for name in names or ():
+        if name not in all_names:
+            where = f"{option}: " if option else ""
+            raise typer.BadParameter(f"{where}{name} is not one of {', '.join(all_names)}")
+    return names or all_names
+
+
 def main(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training set.")] = EPOCHS,
     only: Annotated[
@@ -353,10 +367,7 @@ def main(
     if markdown_from is not None:
         print_markdown(json.loads(markdown_from.read_text()))
         return
-    names = only or list(OPTIMIZERS)
-    for name in names:
-        if name not in OPTIMIZERS:
-            raise typer.BadParameter(f"--only: {name} is not one of {', '.join(OPTIMIZERS)}")
+    names = known(only, OPTIMIZERS, "--only")
 
     torch.set_num_threads(threads)
     results = train_all(names, epochs, seed)

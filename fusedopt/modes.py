@@ -30,12 +30,15 @@ def has_gradient(param: torch.Tensor) -> bool:
     return param.grad is not None
 
 
+def _recorders() -> list[Any]:
+    """The modes that record or fake torch's operations instead of carrying them out."""
+    modes = _get_current_dispatch_mode_stack()
+    return [mode for mode in modes if getattr(mode, "_mode_key", None) is not None]
+
+
 def sees_operations() -> bool:
     """Whether something records, fakes or transforms torch's operations, and would miss others."""
-    modes = _get_current_dispatch_mode_stack()
-    return bool(torch._C._functorch.get_interpreter_stack()) or any(
-        getattr(mode, "_mode_key", None) is not None for mode in modes
-    )
+    return bool(torch._C._functorch.get_interpreter_stack() or _recorders())
 
 
 def refuse(
@@ -53,12 +56,11 @@ def refuse(
                 "cannot update parameters inside torch.func.grad, vjp or jvp, which would see "
                 "nothing of it; do so outside of the function that is transformed"
             )
-    for mode in _get_current_dispatch_mode_stack():
-        if getattr(mode, "_mode_key", None) is not None:
-            raise RuntimeError(
-                f"cannot update parameters under {type(mode).__name__}, which would see nothing of "
-                "it; do so outside of what is traced or faked"
-            )
+    for mode in _recorders():
+        raise RuntimeError(
+            f"cannot update parameters under {type(mode).__name__}, which would see nothing of it; "
+            "do so outside of what is traced or faked"
+        )
     if forward_ad._current_level >= 0:
         for what, tensor in _tensors(groups, state, moves):
             if torch._VF._unpack_dual(tensor, level=forward_ad._current_level)[1] is not None:

@@ -12,6 +12,7 @@ import torch
 
 import fusedopt
 from fusedopt import _native
+from fusedopt.checking.verify import parameter as parameter
 
 ISAS = _native.available_isas()
 
@@ -43,12 +44,12 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().view(kind).numpy()
 
 
-def parameter(values: torch.Tensor) -> torch.nn.Parameter:
-    """A parameter whose gradient may have any floating dtype."""
-    param = torch.nn.Parameter(values)
-    if hasattr(param, "grad_dtype"):  # torch 2.9 and later ask first
-        param.grad_dtype = None
-    return param
+# The ways in which a copy of a matrix may lie in memory, beside one run.
+MATRIX_LAYOUTS = {
+    "transposed": lambda t: t.t().contiguous().t(),
+    "column slice": lambda t: torch.cat([t, t], 1)[:, : t.shape[1]],
+    "every other row": lambda t: t.repeat_interleave(2, 0)[::2],
+}
 
 
 def run_native(source: str, folder: Path, *options: str, headers_only: bool = False) -> list[str]:

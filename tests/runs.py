@@ -13,7 +13,14 @@ from fusedopt import reference
 from fusedopt.checking.cases import Case
 from fusedopt.checking.rows import ROWS, Row
 from fusedopt.checking.stored import Expected, Storage
-from fusedopt.checking.verify import ROUNDINGS, count_mismatches, gradients, isa, threads
+from fusedopt.checking.verify import (
+    ROUNDINGS,
+    count_mismatches,
+    gradients,
+    isa,
+    take_any_gradient,
+    threads,
+)
 from fusedopt.optimizers import storage
 from helpers import Guarded, scaled_step
 from scenarios import CompiledCuda, Cpu, Group, Layout, Scenario, Step, Tensor
@@ -65,8 +72,7 @@ class TrackedParameter:
         if tensor.is_extreme:
             values = gradients(values.numel(), tensor.dtype, generator).view(tensor.shape)
         self.param = torch.nn.Parameter(place(values, tensor.param, self.guards))
-        if hasattr(self.param, "grad_dtype"):
-            self.param.grad_dtype = None
+        take_any_gradient(self.param)
         self.expected = (to_doubles(self.param), {})
         self.grad_guard: Guarded | None = None
         self.has_placed_states = False

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fusedopt.checking.verify import take_any_gradient
+
 from ..contestants.contests import COPY, OURS, TOUCH
 from ..contestants.others import Factory
 from ..contestants.ways import OVERWRITING, PLAIN, WAYS, is_low_bit
@@ -164,9 +166,8 @@ def _trajectory(
     generator = torch.Generator().manual_seed(0)
     shapes = ((7,), (64, 64), (3, 1000))
     params = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
-    for param in params:
-        if grad_dtype is not None and hasattr(param, "grad_dtype"):  # torch 2.9 and later ask
-            param.grad_dtype = None
+    for param in params if grad_dtype is not None else ():
+        take_any_gradient(param)
     optimizer = factory([{"params": params, "lr": 0.1}])
     for _ in range(3):
         for param in params:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fusedopt.checking.verify import take_any_gradient
+
 from ..contestants.contests import OURS, TOUCH, TRAINED
 from ..contestants.floors import touch_memory_of
 from ..contestants.others import OTHERS, Factory
@@ -87,8 +89,7 @@ class Formats:
     def _parameter(self, base: torch.Tensor, way: Way) -> torch.Tensor:
         assert base.grad is not None
         param = self._in(base, way.param).detach()
-        if hasattr(param, "grad_dtype"):  # torch 2.9 and later ask first
-            param.grad_dtype = None
+        take_any_gradient(param)
         param.grad = self._in(base.grad, way.grad)
         return param
 

@@ -23,12 +23,6 @@ enum class Format : uint8_t {
 constexpr size_t kFormats = static_cast<size_t>(Format::kRemainder);
 constexpr size_t kDtypes = static_cast<size_t>(Format::kStochasticBFloat16);
 
-// Bytes per element of a dtype of torch. Apart from the next, because a kernel that looks at
-// formats as it runs asks for nothing else.
-constexpr size_t size_of_dtype(Format format) {
-  return format == Format::kFloat64 ? 8 : format == Format::kFloat32 ? 4 : 2;
-}
-
 // Whether its elements are codes that have a scale in common, in blocks of kScaledBlock.
 constexpr bool is_scaled(Format format) {
   return format == Format::kSigned8 || format == Format::kUnsigned8;
@@ -39,7 +33,10 @@ constexpr int64_t scales_of(int64_t elements) {
 }
 
 // Bytes per element.
-constexpr size_t size_of(Format format) { return is_scaled(format) ? 1 : size_of_dtype(format); }
+constexpr size_t size_of(Format format) {
+  if (is_scaled(format)) return 1;
+  return format == Format::kFloat64 ? 8 : format == Format::kFloat32 ? 4 : 2;
+}
 
 constexpr const char* name_of(Format format) {
   constexpr const char* names[] = {"float32",

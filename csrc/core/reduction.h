@@ -33,9 +33,10 @@ FUSEDOPT_FN double sum_of_lanes(double (&lanes)[kSquareLanes]) {
   return lanes[0];
 }
 
-// A sum of doubles of which none is negative: a number in fixed point, from the smallest double on,
-// as integers that count steps of 2^32 each. They are added one by one, here, by atomics or by an
-// all-reduce, and hold 2^30 doubles, or as many sums that carry() has been called for.
+// A sum of doubles of which none is negative but kOverflow: a number in fixed point, from the
+// smallest double on, as integers that count steps of 2^32 each. They are added one by one, here,
+// by atomics or by an all-reduce, and hold 2^30 doubles, or as many sums that carry() has been
+// called for.
 class ExactSum {
  public:
   static constexpr int kLimbBits = 32;
@@ -81,8 +82,7 @@ class ExactSum {
   // The double nearest to the sum, ties to even.
   double rounded() const {
     if (numbers_[kNans] != 0) return std::bit_cast<double>(uint64_t{0x7ff8} << 48);
-    if (numbers_[kInfinities] + numbers_[kOverflows] != 0)
-      return std::bit_cast<double>(uint64_t{0x7ff0} << 48);
+    if (numbers_[kInfinities] + numbers_[kOverflows] != 0) return HUGE_VAL;
     ExactSum sum = *this;
     sum.carry();
     int top = kLimbs - 1;

@@ -84,7 +84,7 @@ class Group {
 
   // No operand is wider than the numbers of the arithmetic.
   template <Format format>
-  static constexpr bool kOccurs = size_of_dtype(format) <= sizeof(T);
+  static constexpr bool kOccurs = size_of(format) <= sizeof(T);
 
   template <unsigned role, Format format>
   FUSEDOPT_GROUP_FN void decode_plain(bool is_staged) {

@@ -43,7 +43,7 @@ uint32_t formats_by_role(Operands operands) {
 
 // What a block updates.
 uint32_t chunk_of(const Kind& kind, bool has_any_formats) {
-  const auto size = static_cast<unsigned>(size_of_dtype(static_cast<Format>(kind.format)));
+  const auto size = static_cast<unsigned>(size_of(static_cast<Format>(kind.format)));
   return chunk_elements(has_any_formats ? kLaneElements : kPackBytes / size);
 }
 

@@ -9,7 +9,7 @@
 namespace fusedopt::cuda {
 
 // Operands that all have one format, which the compiler knows.
-template <Format format, unsigned lanes = kPackBytes / size_of_dtype(format)>
+template <Format format, unsigned lanes = kPackBytes / size_of(format)>
 class OneFormat {
  public:
   using Codec = CodecOf<format>;

@@ -178,11 +178,16 @@ class Result:
         self.ulp = max(self.ulp, other.ulp)
 
 
+def take_any_gradient(param: torch.Tensor) -> None:
+    """Has a parameter take gradients of any dtype."""
+    if hasattr(param, "grad_dtype"):  # torch 2.9 and later ask first
+        param.grad_dtype = None
+
+
 def parameter(values: torch.Tensor) -> torch.nn.Parameter:
     """A parameter that takes gradients of any dtype."""
     param = torch.nn.Parameter(values)
-    if hasattr(param, "grad_dtype"):  # torch 2.9 and later ask first
-        param.grad_dtype = None
+    take_any_gradient(param)
     return param
 
 

@@ -92,9 +92,9 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
     - ``master_weights``: a bfloat16 parameter keeps the lower half of a float32 master in the state
       ``param_remainder`` (int16); together they are that float32. Needs bfloat16 parameters.
     - ``seed``: of the stochastic rounding, an integer of 64 bits. Its random bits are a function of
-      the seed, the number of the parameter, the state, the step count and the element, so they
-      are the same after a resume and on any number of threads. A rule that counts no steps gets a
-      state ``step`` for that.
+      the seed, the number of the parameter, the state, the step count and the element's place in
+      memory, so they are the same after a resume and on any number of threads. A rule that counts
+      no steps gets a state ``step`` for that.
 
     Two more are options and attributes of the optimizer, not of a group. Pickles and copies have
     them, ``state_dict()`` has not. They need parameters on the CPU so far.
@@ -298,7 +298,8 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
         if _count_modes() or _are_transforms_active() or forward_ad._current_level >= 0:
             step = visible(step, self.param_groups, self.state, only)
         attributes = self.__dict__
-        measurement = self._begin_measurement()
+        measures = "_clipping" in attributes
+        measurement = self._begin_measurement() if measures else None
         step(
             self._rule,
             self.param_groups,
@@ -309,10 +310,8 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
             measurement,
             only,
         )
-        if measurement is not None and measurement.is_done:
-            self._measurement = measurement
-        else:
-            attributes.pop("_measurement", None)
+        if measures:
+            self._end_measurement(measurement)
         return loss
 
     @property

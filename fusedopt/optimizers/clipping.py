@@ -89,15 +89,15 @@ class Measurement(SumsOverRanks):
     norm: float
     skipped: bool
 
-    @property
-    def is_done(self) -> bool:
-        """Whether the step was carried out, which a mode may have prevented."""
-        return "skipped" in self.__dict__
-
     def __init__(self, max_norm: float | None, skip_nonfinite: bool) -> None:
         super().__init__()
         self.max_norm = max_norm
         self.skip_nonfinite = skip_nonfinite
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the step was carried out, which a mode may have prevented."""
+        return "skipped" in self.__dict__
 
 
 class Clipping:
@@ -126,9 +126,15 @@ class Clipping:
         self._clip(max_grad_norm, skip_nonfinite)
 
     def _begin_measurement(self) -> Measurement | None:
-        """For the step that comes; None if nothing is asked for."""
-        clipping = self.__dict__.get("_clipping", (None, False))
-        return None if clipping == (None, False) else Measurement(*clipping)
+        """For the step that comes; None if nothing is asked for any more."""
+        return None if self._clipping == (None, False) else Measurement(*self._clipping)
+
+    def _end_measurement(self, measurement: Measurement | None) -> None:
+        """Keeps what the step has found, if it has looked."""
+        if measurement is not None and measurement.is_done:
+            self._measurement = measurement
+        else:
+            self.__dict__.pop("_measurement", None)
 
     @property
     def max_grad_norm(self) -> float | None:

@@ -26,7 +26,7 @@ from fusedopt.checking.verify import (
     to_array,
     verify_case,
 )
-from helpers import Guarded, bits, scaled_step, snapshot
+from helpers import MATRIX_LAYOUTS, Guarded, bits, scaled_step, snapshot
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 ROW_IDS = [row.name for row in ROWS]
@@ -89,9 +89,7 @@ def test_every_size_and_offset_around_packs_and_chunks(rule, dtype, relative_off
 
 
 LAYOUTS = {
-    "transposed": lambda t: t.t().contiguous().t(),
-    "column slice": lambda t: torch.cat([t, t], 1)[:, : t.shape[1]],
-    "every other row": lambda t: t.repeat_interleave(2, 0)[::2],
+    **MATRIX_LAYOUTS,
     "reversed dimensions": lambda t: t.clone(),
 }
 

@@ -20,7 +20,7 @@ from fusedopt.checking.cases import CASES
 from fusedopt.checking.rows import ROWS
 from fusedopt.checking.stored import STORAGES, verify_storage
 from fusedopt.checking.verify import gradients
-from helpers import Guarded, bits, parameter, scaled_step
+from helpers import MATRIX_LAYOUTS, Guarded, bits, parameter, scaled_step
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 GROUP = 256
@@ -117,9 +117,7 @@ def test_every_size_and_offset_around_groups_and_chunks(dtype, grad_dtype, optio
 
 
 LAYOUTS = {
-    "transposed": lambda t: t.t().contiguous().t(),
-    "column slice": lambda t: torch.cat([t, t], 1)[:, : t.shape[1]],
-    "every other row": lambda t: t.repeat_interleave(2, 0)[::2],
+    **MATRIX_LAYOUTS,
     "as it is": lambda t: t.clone(),
 }
 

@@ -11,6 +11,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 import fusedopt
 from ecosystem_helpers import (
+    CLIPPED,
+    MAX_NORM,
     assert_close,
     assert_differs,
     assert_moved,
@@ -19,9 +21,6 @@ from ecosystem_helpers import (
     network,
     run_guide,
 )
-
-MAX_NORM = 0.1
-CLASSES = [(fusedopt.SGD, {"lr": 0.1, "momentum": 0.8}), (fusedopt.AdamW, {"lr": 0.01})]
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +77,7 @@ class Run:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize(("which", "options"), CLASSES, ids=["SGD", "AdamW"])
+@pytest.mark.parametrize(("which", "options"), CLIPPED, ids=["SGD", "AdamW"])
 def test_clips_as_accelerate_does(which, options, accumulate):
     clips = {**options, "max_grad_norm": MAX_NORM}
     ours = Run(which, clips, accumulate=accumulate)
@@ -120,7 +119,7 @@ def test_clipping_twice(clip):
 @pytest.mark.parametrize("scaled", [False, True])
 def test_our_function_in_a_loop(scaled):
     """Under a scaler gradients have to be unscaled first."""
-    which, options = CLASSES[0]
+    which, options = CLIPPED[0]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
     ours = Run(which, options, with_our_function, scaler=scaler)
     theirs = Run(which, options, with_accelerate)
@@ -129,7 +128,7 @@ def test_our_function_in_a_loop(scaled):
 
 
 def test_the_step_clips_what_it_unscales():
-    which, options = CLASSES[0]
+    which, options = CLIPPED[0]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     ours = Run(which, {**options, "max_grad_norm": MAX_NORM}, scaler=scaler)
     theirs = Run(which, options, with_accelerate)

@@ -10,6 +10,8 @@ from lightning.pytorch.utilities import grad_norm
 
 import fusedopt
 from ecosystem_helpers import (
+    CLIPPED,
+    MAX_NORM,
     assert_close,
     assert_differs,
     assert_moved,
@@ -18,9 +20,6 @@ from ecosystem_helpers import (
     network,
     run_guide,
 )
-
-MAX_NORM = 0.1
-CLASSES = [(fusedopt.SGD, {"lr": 0.1, "momentum": 0.8}), (fusedopt.AdamW, {"lr": 0.01})]
 
 
 class Module(lightning.LightningModule):
@@ -70,7 +69,7 @@ def trained(which, options, clip=None, accumulate=2, dtype=torch.float64, **how)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize(("which", "options"), CLASSES, ids=["SGD", "AdamW"])
+@pytest.mark.parametrize(("which", "options"), CLIPPED, ids=["SGD", "AdamW"])
 def test_clips_as_lightning_does(which, options, accumulate):
     clips = {**options, "max_grad_norm": MAX_NORM}
     ours = trained(which, clips, accumulate=accumulate)

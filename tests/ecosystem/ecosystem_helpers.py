@@ -14,6 +14,10 @@ from helpers import bits
 
 TORCH_ROWS = [row for row in ROWS if row.torch_optimizer]
 
+# With whom clipping is tried, and the norm to which it is.
+CLIPPED = [(fusedopt.SGD, {"lr": 0.1, "momentum": 0.8}), (fusedopt.AdamW, {"lr": 0.01})]
+MAX_NORM = 0.1
+
 
 def options(row):
     """Options under which a few steps change something, and which every state depends on."""
