@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import train_digits as digits
 import typer
+from command_line import known
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
@@ -178,7 +179,7 @@ def main(
     ] = None,
 ) -> None:
     """Train on handwritten digits with every optimizer under every learning-rate schedule."""
-    optimizers, schedules = digits.known(only, digits.OPTIMIZERS), digits.known(schedule, SCHEDULES)
+    optimizers, schedules = known(only, digits.OPTIMIZERS), known(schedule, SCHEDULES)
     if read is not None:
         report = json.loads(read.read_text())
     else:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import train_digits as digits
 import typer
+from command_line import known
 from rich.console import Console
 from rich.progress import track
 from small_networks import OPTIMIZERS, TASKS
@@ -264,7 +265,7 @@ def main(
     ] = None,
 ) -> None:
     """Train three small networks with parameters and states stored in fewer bytes."""
-    tasks, optimizers = digits.known(task, TASKS), digits.known(only, OPTIMIZERS)
+    tasks, optimizers = known(task, TASKS), known(only, OPTIMIZERS)
     if read is not None:
         report = json.loads(read.read_text())
     else:

@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import sklearn
 import torch
 import typer
+from command_line import L1, EmaDecay, MaxGradNorm, known
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from sequences import Sequence
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
@@ -38,7 +40,7 @@ from fusedopt.checking.rows import ROWS, Row
 from fusedopt.info import collect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from torch.optim import Optimizer
 
@@ -51,6 +53,9 @@ OPTIMIZERS = {row.name: row for row in ROWS}
 
 # What torch's fastest is sought among; not every optimizer has all.
 TORCH_SETTINGS = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+
+# Options for what is done around a step, in it or by torch's functions.
+SEQUENCE = ("max_grad_norm", "l1", "ema_decay")
 
 NOTE = (
     "Accuracy: on held-out scans. Loss: on the training set, at the end. Times: of step() alone, "
@@ -91,7 +96,7 @@ class Training:
     """A network with its optimizer, and what was recorded at every step."""
 
     model: nn.Module
-    optimizer: Optimizer
+    optimizer: Optimizer | Sequence
     losses: list[float] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
 
@@ -165,11 +170,13 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
 
 
 def ready_to_evaluate(optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
-    """A context in which the parameters are the trained ones.
+    """A context in which the parameters are the trained ones, or their averages.
 
     While training, an optimizer may keep the parameters at a lookahead point.
     """
-    return getattr(optimizer, "at_iterate", contextlib.nullcontext)()
+    averages = optimizer.param_groups[0].get("ema_decay") is not None
+    place = "averaged" if averages else "at_iterate"
+    return getattr(optimizer, place, contextlib.nullcontext)()
 
 
 def lookahead(row: Row) -> dict[str, Any]:
@@ -178,10 +185,15 @@ def lookahead(row: Row) -> dict[str, Any]:
     return {"nesterov": True} if has_choice else {}
 
 
-def start_trainings(row: Row, seed: int) -> dict[str, Training]:
-    """The same network once with our optimizer and once with each setting of torch's."""
+def start_trainings(
+    row: Row, seed: int, asked_for: dict[str, Any] | None = None
+) -> dict[str, Training]:
+    """The same network once with our optimizer and once with each setting of torch's.
+
+    What is asked for beside the step ours does in it, and torch's functions around it.
+    """
     added = lookahead(row)
-    optimizers = {"fusedopt": (row.optimizer, row.usual | added)}
+    optimizers = {"fusedopt": (row.optimizer, row.usual | added | (asked_for or {}))}
     twin, options = row.torch_twin
     for setting, option in TORCH_SETTINGS.items():
         if option.keys() <= inspect.signature(twin).parameters.keys():
@@ -190,6 +202,8 @@ def start_trainings(row: Row, seed: int) -> dict[str, Training]:
     for name, (optimizer_class, options) in optimizers.items():
         model = build_model(seed)
         optimizer = optimizer_class(model.parameters(), lr=row.lr, **options)
+        if asked_for and name != "fusedopt":
+            optimizer = Sequence(model, optimizer, **asked_for)
         trainings[name] = Training(model, optimizer)
     return trainings
 
@@ -231,7 +245,9 @@ def summarize(row: Row, trainings: dict[str, Training], data: Digits) -> Result:
     )
 
 
-def train_all(names: list[str], epochs: int, seed: int) -> list[Result]:
+def train_all(
+    names: list[str], epochs: int, seed: int, asked_for: dict[str, Any] | None = None
+) -> list[Result]:
     """Trains with the named optimizers, one after the other, under a progress bar for each."""
     data = load_data()
     columns = (
@@ -246,7 +262,7 @@ def train_all(names: list[str], epochs: int, seed: int) -> list[Result]:
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
         for name in names:
             bar = progress.add_task(name, total=epochs, loss=float("nan"))
-            trainings = start_trainings(OPTIMIZERS[name], seed)
+            trainings = start_trainings(OPTIMIZERS[name], seed, asked_for)
             for epoch in train_side_by_side(trainings, data, epochs, seed):
                 loss = trainings["fusedopt"].losses[-1]
                 progress.update(bar, completed=epoch, loss=loss, refresh=True)
@@ -273,8 +289,10 @@ def make_report(results: list[Result], epochs: int, seed: int) -> dict[str, Any]
 def describe(report: dict[str, Any]) -> str:
     """Where and how the results came about, in one line."""
     machine, settings = report["machine"], report["settings"]
+    options = {name: settings[name] for name in SEQUENCE if name in settings}
+    asked_for = "".join(f"{name}={value:g}, " for name, value in options.items())
     return (
-        f"{settings['epochs']} epochs in batches of {settings['batch_size']}, "
+        f"{settings['epochs']} epochs in batches of {settings['batch_size']}, {asked_for}"
         f"threads: {machine['threads']}, {machine['processor']} with {machine['instruction set']}, "
         f"torch {machine['torch']}, fusedopt {machine['fusedopt']}."
     )
@@ -325,20 +343,6 @@ def print_markdown(report: dict[str, Any]) -> None:
     print(f"\n{describe(report)} {NOTE} {options_note()} {twins_note()}")
 
 
-def known(names: list[str] | None, table: Iterable[str], option: str = "") -> list[str]:
-    """The names, all of the table if there are none.
-
-    Raises:
-        typer.BadParameter: one is not in the table; it names the option that has it.
-    """
-    all_names = list(table)
-    for name in names or ():
-        if name not in all_names:
-            where = f"{option}: " if option else ""
-            raise typer.BadParameter(f"{where}{name} is not one of {', '.join(all_names)}")
-    return names or all_names
-
-
 def main(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training set.")] = EPOCHS,
     only: Annotated[
@@ -352,6 +356,9 @@ def main(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the table, machine and versions here.")
     ] = None,
+    max_grad_norm: MaxGradNorm = None,
+    l1: L1 = None,
+    ema_decay: EmaDecay = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     markdown_from: Annotated[
         Path | None,
@@ -370,8 +377,11 @@ def main(
     names = known(only, OPTIMIZERS, "--only")
 
     torch.set_num_threads(threads)
-    results = train_all(names, epochs, seed)
+    options = {"max_grad_norm": max_grad_norm, "l1": l1, "ema_decay": ema_decay}
+    asked_for = {name: value for name, value in options.items() if value is not None}
+    results = train_all(names, epochs, seed, asked_for)
     report = make_report(results, epochs, seed)
+    report["settings"] |= asked_for
     if json_path is not None:
         json_path.write_text(json.dumps(report, indent=2) + "\n")
     (print_markdown if markdown else print_table)(report)

@@ -157,13 +157,20 @@ def trajectories(
     optimizer: Annotated[list[str] | None, Option(help="An optimizer; repeat for more.")] = None,
     steps: Annotated[int, Option(min=1, help="Steps of every optimizer.")] = 200,
     each: Annotated[bool, Option("--each", help="Also a picture of each optimizer.")] = False,
+    max_grad_norm: Annotated[float | None, Option(min=0, help="Clip gradients to it.")] = None,
+    l1: Annotated[float, Option(min=0, help="The factor of an L1 penalty.")] = 0.0,
+    ema_decay: Annotated[
+        float | None, Option(min=0, max=1, help="Draw averages with it; 1: the plain mean.")
+    ] = None,
 ) -> None:
     """Draw every optimizer's path over loss surfaces, with learning rates that a search chose."""
     from fusedopt.names import UnknownNameError
     from fusedopt.plotting.trajectories.command import print_trajectories
 
+    options = {"max_grad_norm": max_grad_norm, "l1": l1 or None, "ema_decay": ema_decay}
+    asked_for = {name: value for name, value in options.items() if value is not None}
     try:
-        print_trajectories(out, only or (), optimizer or (), steps, each)
+        print_trajectories(out, only or (), optimizer or (), steps, each, **asked_for)
     except UnknownNameError as error:
         raise BadParameter(str(error)) from None
 

@@ -17,7 +17,7 @@ constexpr int kNoIndex = -1;
                 "invalid " + label + ": " + repr_of(value) + " (must be " + requirement + ")");
 }
 
-double to_number(PyObject* value, const char* name, int index = kNoIndex) {
+double to_number(PyObject* value, const char* name, int index) {
   if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
   // Integers, NumPy scalars, and tensors of one element wherever they are.
   const double number = PyFloat_AsDouble(value);
@@ -34,6 +34,12 @@ double to_number(PyObject* value, const char* name, int index = kNoIndex) {
 }
 
 }  // namespace
+
+double to_number(PyObject* option, const char* name) { return to_number(option, name, kNoIndex); }
+
+void refuse_option(const char* name, PyObject* value, const char* requirement) {
+  refuse(Refusal::kValue, name, kNoIndex, value, requirement);
+}
 
 PyObject* OptionNames::at(size_t position, const char* name) {
   if (position < entries_.size() && entries_[position].name == name) {

@@ -29,6 +29,12 @@ struct GroupOption {
   PyObject* tensor = nullptr;  // if it is not the CPU
 };
 
+// A number, or a tensor of one element. Throws Refusal with the option's name and value if it is
+// neither.
+double to_number(PyObject* option, const char* name);
+// Throws the Refusal of a value that is out of bounds.
+[[noreturn]] void refuse_option(const char* name, PyObject* value, const char* requirement);
+
 // Reads options and keeps what it reads, so that an engine can read the same again where a tensor
 // on a device holds an option.
 class GroupOptions {

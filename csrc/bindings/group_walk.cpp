@@ -18,6 +18,8 @@ PyObject* const kDifferentiableKey = intern("differentiable");
 PyObject* const kGradName = intern("grad");
 PyObject* const kStepKey = intern("step");
 PyObject* const kRemainderKey = intern("param_remainder");
+PyObject* const kAverageKey = intern("ema");
+PyObject* const kAveragedKey = intern("ema_step");
 
 PyObject* require_sequence(PyObject* object, const char* what, KeepAlive& keep) {
   PyObject* const sequence = to_sequence(object, keep);
@@ -91,6 +93,7 @@ GroupPlan GroupWalk::read_group(PyObject* group) {
   plan.used_states = rule_.info.used_states(plan.variant);
   plan.required_states = rule_.info.used_states(kNoOptions);
   plan.storage = read_storage_options(group, memory_.keep);
+  plan.epilogue = read_epilogue_options(group, memory_.keep);
   plan.counts_steps = rule_.info.counts_steps || plan.storage.draws_random_bits();
   plan.capturable = is_true(find_item(group, kCapturableKey, memory_.keep));
   return plan;
@@ -129,7 +132,8 @@ void GroupWalk::collect_param(PyObject* param, PyObject* grad) {
 
 void GroupWalk::collect_states(ParamPlan& plan, const GroupPlan& group) {
   const StorageOptions& storage = group.storage;
-  if (group.counts_steps || group.used_states != 0 || storage.master_weights) {
+  const EpilogueOptions& epilogue = group.epilogue;
+  if (group.counts_steps || group.used_states != 0 || storage.master_weights || epilogue.averages) {
     plan.states = state_.of(plan.param);
   }
   if (group.counts_steps) {
@@ -152,6 +156,15 @@ void GroupWalk::collect_states(ParamPlan& plan, const GroupPlan& group) {
     PyObject* const tensor =
         state_.scales(plan, group.group, rule_.scale_names[s], state, &of_scales);
     if (tensor != nullptr) memory_.scales.emplace_back(tensor, of_scales);
+  }
+  if (epilogue.averages) {
+    Operand average{.role = static_cast<uint8_t>(rule_.info.role_of_average())};
+    add_operand(plan, state_.tensor(plan, group.group, kAverageKey, true, &average).tensor,
+                average);
+  }
+  if (epilogue.counts_averaged()) {
+    plan.averaged = state_.tensor(plan, group.group, kAveragedKey, true, nullptr).tensor;
+    memory_.touched.push_back(plan.averaged);
   }
   if (storage.master_weights) {
     Operand remainder{.role = static_cast<uint8_t>(rule_.info.role_of_remainder())};

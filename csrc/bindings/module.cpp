@@ -154,6 +154,16 @@ void check_storage(const py::object& group, Py_ssize_t index,
       });
 }
 
+// Refuses options of a parameter group for what follows a step.
+void check_epilogue(const py::object& group, Py_ssize_t index) {
+  with_exceptions(
+      [&] {
+        KeepAlive keep;
+        (void)read_epilogue_options(group.ptr(), keep);
+      },
+      [&] { return "parameter group " + std::to_string(index); });
+}
+
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const cpu::KernelTable* table : cpu::available_isas()) names.emplace_back(table->isa);
@@ -180,6 +190,7 @@ PYBIND11_MODULE(_native, m) {
       "the index of a group and that of a parameter in it; or raises and changes nothing.");
   m.def("check_step", &check_step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
         py::arg("create_state"));
+  m.def("check_epilogue", &check_epilogue, py::arg("group"), py::arg("index"));
   m.def("check_storage", &check_storage, py::arg("group"), py::arg("index"), py::arg("dtypes"));
   m.def(
       "states",

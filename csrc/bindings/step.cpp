@@ -16,9 +16,16 @@ constexpr size_t kMetadataAhead = 4, kStorageAhead = 2;
 
 PyObject* const kStepKey = intern("step");
 
+constexpr const char* kStepName = "state 'step'";
+constexpr const char* kAveragedName = "state 'ema_step'";
+
 // Every count below 2^53 is a float64.
 bool is_count(double number) {
   return number >= 0 && number < 0x1p53 && std::floor(number) == number;
+}
+
+[[noreturn]] void refuse_count(PyObject* tensor, const char* name) {
+  throw Refusal(Refusal::kValue, name + (" is not a count: " + to_string(tensor)));
 }
 
 std::string place_of(const ParamPlan& plan) {
@@ -135,6 +142,7 @@ void Step::add_update(ParamPlan& plan) {
   if (plan.step != nullptr) plan_step_count(plan, list, update, step);
   plan_scalars(plan, list, update, step);
   plan_draws(plan, list, update, step);
+  if (group_of(plan).epilogue.is_asked_for()) plan_epilogue(plan, list, update);
   if (plan.has_new_states()) plan_new_states(plan, list);
   if (clipping_.is_asked_for()) plan_measurement(plan, list, update);
   list.params.push_back(static_cast<uint32_t>(&plan - memory_.params.data()));
@@ -158,6 +166,7 @@ void Step::choose_formats(const ParamPlan& plan) {
   auto& views = memory_.views;
   views[kParam].format = storage.of_param(views[kParam].format);
   for (size_t k = kFirstState; k < views.size(); ++k) {
+    if (all[k].role == rule_.info.role_of_average()) continue;
     if (all[k].role == rule_.info.role_of_remainder()) {
       if (views[k].format == Format::kRemainder) continue;
       throw Refusal(Refusal::kValue, name_of(all[k]) + std::string(" must be of dtype int16"));
@@ -258,11 +267,11 @@ void Step::plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& upda
 void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step) {
   const bool is_capturable = group_of(plan).capturable;
   const Device& device = list.execution.device;
-  NumberPlace place = find_step_count(plan.step);
+  NumberPlace place = find_count(plan.step, kStepName);
   const auto replace_with = [&](py::object tensor) {
     plan.step = memory_.keep.steal(tensor.release().ptr());
     state_.replace(plan, kStepKey, plan.step);
-    place = find_step_count(plan.step);
+    place = find_count(plan.step, kStepName);
     is_stale_ = true;
   };
   const bool is_left = list.engine->is_asynchronous() &&
@@ -283,12 +292,53 @@ void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update,
     update.step = place.data;
     update.step_type = place.type;
   } else {
-    step = read_step_count(plan.step, place) + 1;
+    step = read_count(plan.step, place, kStepName) + 1;
     // A float32 count would stand still at 2^24. From there on another tensor counts.
     if (step > largest_count(place.type)) replace_with(torch_.in_double(plan.step));
     memory_.plan.count_step(list, place, step);
   }
   memory_.plan.add_step_place(place);
+}
+
+// What follows the step. Comes after the options, which may have been fetched from a device.
+void Step::plan_epilogue(ParamPlan& plan, DeviceUpdates& list, Update& update) {
+  const GroupPlan& group = group_of(plan);
+  if (!list.engine->has_epilogue()) {
+    throw Refusal(Refusal::kNotImplemented,
+                  "l1 and ema_decay need parameters on the CPU so far; this one is on another "
+                  "device");
+  }
+  Epilogue epilogue{.l1_threshold = group.hyper->lr() * group.epilogue.l1};
+  const auto operands = memory_.operands_of(plan).first(plan.operand_count);
+  for (size_t k = kFirstState; k < operands.size(); ++k) {
+    if (operands[k].role != rule_.info.role_of_average()) continue;
+    check_average(plan, k);
+    epilogue.average = static_cast<uint32_t>(k);
+    const bool is_first = !operands[k].is_read();
+    const int64_t averaged =
+        plan.averaged == nullptr ? 0 : plan_averaged_count(plan, list, is_first);
+    epilogue.average_weight = group.epilogue.average_weight(averaged);
+  }
+  update.epilogue = list.updates.add(epilogue);
+}
+
+// A parameter of few bits moves by less than an average of as many could follow.
+void Step::check_average(const ParamPlan& plan, size_t operand) const {
+  const Format format = memory_.views[operand].format;
+  if (format == Format::kFloat32 || format == Format::kFloat64) return;
+  const std::string name = name_of(memory_.operands_of(plan)[operand]);
+  throw Refusal(Refusal::kValue, name + " must be of dtype float32 or float64");
+}
+
+// How many the average is of so far. Counts on by one.
+int64_t Step::plan_averaged_count(const ParamPlan& plan, DeviceUpdates& list, bool is_first) {
+  const NumberPlace place = find_count(plan.averaged, kAveragedName);
+  if (place.device.type != DeviceType::kCpu) {
+    throw Refusal(Refusal::kRuntime, kAveragedName + std::string(" must be on the CPU"));
+  }
+  const int64_t averaged = is_first ? 0 : read_count(plan.averaged, place, kAveragedName);
+  memory_.plan.count_step(list, place, averaged + 1);
+  return averaged;
 }
 
 // An engine that the host does not wait for may skip the step, so torch writes what its new states
@@ -377,24 +427,20 @@ void Step::refuse(const PlanConflict& conflict) {
   }
 }
 
-NumberPlace Step::find_step_count(PyObject* tensor) const {
-  torch_.refuse_negated_view(tensor, "state 'step'");
-  const DLTensor described = torch_.describe(tensor, "state 'step'");
+NumberPlace Step::find_count(PyObject* tensor, const char* name) const {
+  torch_.refuse_negated_view(tensor, name);
+  const DLTensor described = torch_.describe(tensor, name);
   int64_t numel = 1;
   for (int d = 0; d < described.ndim; ++d) numel *= described.shape[d];
-  if (numel != 1) throw Refusal(Refusal::kRuntime, "state 'step' must be one number");
-  require_memory(described, "state 'step'");
+  if (numel != 1) throw Refusal(Refusal::kRuntime, std::string(name) + " must be one number");
+  require_memory(described, name);
   const auto place = to_number_place(described);
-  if (!place) {
-    throw Refusal(Refusal::kValue, "state 'step' is not a count: " + to_string(tensor));
-  }
+  if (!place) refuse_count(tensor, name);
   return *place;
 }
 
-int64_t Step::read_step_count(PyObject* tensor, const NumberPlace& place) const {
-  if (!is_count(load_number(place.data, place.type))) {
-    throw Refusal(Refusal::kValue, "state 'step' is not a count: " + to_string(tensor));
-  }
+int64_t Step::read_count(PyObject* tensor, const NumberPlace& place, const char* name) const {
+  if (!is_count(load_number(place.data, place.type))) refuse_count(tensor, name);
   return load_count(place.data, place.type);
 }
 

@@ -39,6 +39,9 @@ class Step {
   void plan_draws(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step);
   void plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step);
   void plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step);
+  void plan_epilogue(ParamPlan& plan, DeviceUpdates& list, Update& update);
+  int64_t plan_averaged_count(const ParamPlan& plan, DeviceUpdates& list, bool is_first);
+  void check_average(const ParamPlan& plan, size_t operand) const;
   void plan_new_states(const ParamPlan& plan, const DeviceUpdates& list);
   void finish_list(DeviceUpdates& list);
   void plan_measurement(const ParamPlan& plan, DeviceUpdates& list, const Update& update);
@@ -49,8 +52,9 @@ class Step {
 
   DeviceUpdates& list_for(const Device& device);
   void check_capture(const ParamPlan& plan) const;
-  NumberPlace find_step_count(PyObject* tensor) const;
-  int64_t read_step_count(PyObject* tensor, const NumberPlace& place) const;
+  // Of the state 'step', or of another one that counts.
+  NumberPlace find_count(PyObject* tensor, const char* name) const;
+  int64_t read_count(PyObject* tensor, const NumberPlace& place, const char* name) const;
   uint32_t options_for(GroupPlan& group, DeviceUpdates& list);
   GroupPlan& group_of(const ParamPlan& plan) {
     return memory_.groups[static_cast<size_t>(plan.group_index)];

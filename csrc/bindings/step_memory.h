@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/epilogue_options.h"
 #include "bindings/group_options.h"
 #include "bindings/storage_options.h"
 #include "bindings/torch_tensors.h"
@@ -33,6 +34,7 @@ struct GroupPlan {
   bool has_left_options = false;  // options that only a device knows
   size_t first_option = 0, option_count = 0;
   StorageOptions storage;
+  EpilogueOptions epilogue;
   GroupScalars scalars;
 };
 
@@ -42,17 +44,18 @@ struct ParamPlan {
 
   Py_ssize_t group_index, param_index;
   PyObject* param = nullptr;
-  PyObject* states = nullptr;   // a mapping; null if there is none yet
-  PyObject* step = nullptr;     // null where none are counted
-  uint32_t first_operand = 0;   // position in StepMemory::tensors and operands
-  uint32_t new_states = kNone;  // position in StepMemory::new_states
-  uint32_t touched = 0;         // the first of its own in StepMemory::touched
-  uint32_t number = 0;          // in the order of the groups, counting those without a gradient
-  uint32_t sum = 0;             // that its gradient's squares belong to, if they are measured
-  uint8_t operand_count = 0;    // of the update
-  uint8_t tensor_count = 0;     // scales included, which come last
-  bool is_fresh = false;        // a state of the rule did not exist
-  Part part = {};               // of a DTensor, where it matters for how it is stored
+  PyObject* states = nullptr;    // a mapping; null if there is none yet
+  PyObject* step = nullptr;      // null where none are counted
+  PyObject* averaged = nullptr;  // how many the average is of; null where that does not matter
+  uint32_t first_operand = 0;    // position in StepMemory::tensors and operands
+  uint32_t new_states = kNone;   // position in StepMemory::new_states
+  uint32_t touched = 0;          // the first of its own in StepMemory::touched
+  uint32_t number = 0;           // in the order of the groups, counting those without a gradient
+  uint32_t sum = 0;              // that its gradient's squares belong to, if they are measured
+  uint8_t operand_count = 0;     // of the update
+  uint8_t tensor_count = 0;      // scales included, which come last
+  bool is_fresh = false;         // a state of the rule did not exist
+  Part part = {};                // of a DTensor, where it matters for how it is stored
   DeviceUpdates* list = nullptr;
 
   bool has_new_states() const { return new_states != kNone; }

@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 
+#include "bindings/group_options.h"
 #include "core/refusal.h"
 
 namespace fusedopt {
@@ -15,11 +16,6 @@ PyObject* const kSeed = intern("seed");
 
 // Shorter states save nothing, and their few blocks lose most.
 constexpr int64_t kFewestCodes = 4096;
-
-[[noreturn]] void refuse(const char* name, PyObject* value, const char* requirement) {
-  throw Refusal(Refusal::kValue, "invalid " + std::string(name) + ": " + repr_of(value) +
-                                     " (must be " + requirement + ")");
-}
 
 // Nothing if it is no integer of 64 bits, or negative.
 std::optional<uint64_t> to_integer(PyObject* option) {
@@ -34,14 +30,15 @@ std::optional<uint64_t> to_integer(PyObject* option) {
 int to_state_bits(PyObject* option) {
   if (option == nullptr || option == Py_None) return 0;
   const auto bits = to_integer(option);
-  if (bits != 32u && bits != 16u && bits != 8u) refuse("state_bits", option, "None, 32, 16 or 8");
+  if (bits != 32u && bits != 16u && bits != 8u)
+    refuse_option("state_bits", option, "None, 32, 16 or 8");
   return static_cast<int>(*bits);
 }
 
 uint64_t to_seed(PyObject* option) {
   if (option == nullptr) return 0;
   const auto seed = to_integer(option);
-  if (!seed) refuse("seed", option, "an integer of at most 64 bits, at least 0");
+  if (!seed) refuse_option("seed", option, "an integer of at most 64 bits, at least 0");
   return *seed;
 }
 

@@ -38,6 +38,9 @@ class Engine {
   // what it is then made is passed to every run(), also of later steps.
   virtual void prepare(const UpdateList&, const Execution&, std::unique_ptr<EngineMemory>&) {}
 
+  // Whether it does what follows a step (core/epilogue.h).
+  virtual bool has_epilogue() const { return false; }
+
   // Whether it can do the next.
   virtual bool measures() const { return false; }
 

@@ -18,16 +18,16 @@ struct Operand {
   Format format = Format::kFloat32;
   Access access = Access::kReadWrite;
   // Which of the rule's: kParam, kGrad, or kFirstState and the state's number. Behind the states
-  // come their scales, which are no operands of an update, and the remainder, which is its last
-  // one.
+  // come their scales, which are no operands of an update, the remainder and the parameter's
+  // average. In an update the average follows the states, and the remainder is the last one.
   uint8_t role = 0;
 
   bool is_read() const { return access != Access::kWrite; }
   bool is_written() const { return access != Access::kRead; }
 };
 
-// The operands of an update are its parameter, its gradient and the states that it uses, in this
-// order. The same numbers are their roles, where states that are not used keep their place.
+// The operands of an update begin with its parameter, its gradient and the states that it uses, in
+// this order. The same numbers are their roles, where states that are not used keep their place.
 constexpr int kParam = 0, kGrad = 1, kFirstState = 2;
 
 // A bit each for the states of a rule, and a byte for the operands of an update.

@@ -26,6 +26,8 @@ class HyperparametersOf final : public Hyperparameters {
  public:
   explicit HyperparametersOf(const typename Rule::Hyper& hyper) : hyper_(hyper) {}
 
+  double lr() const override { return hyper_.lr; }
+
   unsigned variant(bool fresh) const override {
     const unsigned of_rule = Rule::variant(hyper_, fresh);
     // There is no kernel for another: the CPU would read behind its table, a GPU do nothing.
@@ -53,6 +55,7 @@ RuleInfo rule_info(unsigned index) {
   for (const StateInfo& state : Rule::kStates) names.emplace_back(state.name);
   for (const StateInfo& state : Rule::kStates) names.push_back(state.name + std::string("_scale"));
   names.emplace_back("param_remainder");
+  names.emplace_back("ema");
   return {
       .name = Rule::kName,
       .index = index,

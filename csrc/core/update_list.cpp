@@ -13,7 +13,7 @@ void UpdateList::add(Update update, TensorViews tensors, std::span<const Operand
   update.source = static_cast<uint32_t>(updates_.size());
   update.first_operand = static_cast<uint32_t>(operands_.size());
   update.operand_count = static_cast<uint8_t>(operands.size());
-  update.is_plain = true;
+  update.is_plain = update.epilogue == Update::kNone;
   for (size_t k = 0; k < operands.size(); ++k) {
     Operand& operand = operands_.emplace_back(operands[k]);
     operand.data = tensors[k].data;

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/epilogue.h"
 #include "core/layout.h"
 #include "core/memory_range.h"
 #include "core/number.h"
@@ -20,19 +21,21 @@ namespace fusedopt {
 
 // One parameter and what its update needs.
 struct Update {
-  static constexpr uint32_t kNoDraws = UINT32_MAX;
+  static constexpr uint32_t kNone = UINT32_MAX;
 
   uint32_t first_operand = 0;  // position in the list's operands
   uint8_t operand_count = 0;
   uint8_t dim_count = 0;   // of the walk; 0: one run
   bool in_double = false;  // the type of the arithmetic
   bool derives = false;    // the engine derives the scalars, and counts the step
-  bool is_plain = true;    // one run, all states in one format, all operands hold something
+  // One run, all states in one format, all operands hold something, nothing follows the step.
+  bool is_plain = true;
   NumberType step_type = NumberType::kFloat32;
   uint16_t variant = 0;       // options resolved outside the element loop
   FormatMix formats;          // if it is plain
   uint32_t scalars = 0;       // position of the scalars or, where it derives them, of the options
-  uint32_t draws = kNoDraws;  // position of what it draws random bits with
+  uint32_t draws = kNone;     // position of what it draws random bits with
+  uint32_t epilogue = kNone;  // position of what follows the step
   uint32_t walk = 0;          // position of the walk's numbers in the list
   int64_t numel = 0;
   int64_t first = 0;     // position of its first element among those of its round
@@ -119,8 +122,13 @@ class UpdateList {
   const void* scalars(const Update& update) const { return &scalars_[update.scalars]; }
   // Null where it rounds nothing stochastically.
   const Draws* draws(const Update& update) const {
-    if (update.draws == Update::kNoDraws) return nullptr;
+    if (update.draws == Update::kNone) return nullptr;
     return reinterpret_cast<const Draws*>(&scalars_[update.draws]);
+  }
+  // Null where nothing follows the step.
+  const Epilogue* epilogue(const Update& update) const {
+    if (update.epilogue == Update::kNone) return nullptr;
+    return reinterpret_cast<const Epilogue*>(&scalars_[update.epilogue]);
   }
   std::span<const double> all_scalars() const { return scalars_; }
   std::span<const int64_t> all_walks() const { return walks_; }

@@ -55,6 +55,8 @@ class CpuEngine final : public Engine {
  public:
   bool is_asynchronous() const override { return false; }
 
+  bool has_epilogue() const override { return true; }
+
   bool measures() const override { return true; }
 
   void measure(SquareList& gradients, const Prologue& prologue, const Execution& execution,

@@ -221,6 +221,8 @@ constinit const KernelTable kernel_table = {
     .find_range = {find_range<float>, find_range<double>},
     .draw = draw_random_bits,
     .unscale = {unscale_block<float>, unscale_block<double>},
+    .shrink = {shrink_block<float>, shrink_block<double>},
+    .average = {average_block<float>, average_block<double>},
     .add_squares = {add_squares<Format::kFloat32>, add_squares<Format::kFloat64>,
                     add_squares<Format::kBFloat16>, add_squares<Format::kFloat16>},
 };

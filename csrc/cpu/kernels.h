@@ -74,6 +74,10 @@ struct KernelTable {
   // [in_double]
   void (*unscale[2])(void* grads, double scale, int64_t n);
 
+  // What follows the step, in the format of the arithmetic (core/epilogue.h). [in_double]
+  void (*shrink[2])(void* params, double threshold, int64_t n);
+  void (*average[2])(void* averages, const void* params, double weight, int64_t n);
+
   // Adds the squares of n elements, whole rows but for the last ones, to lanes (core/reduction.h).
   // [format], for those of numbers that torch has.
   std::array<void (*)(const void* elements, int64_t n, double* lanes), kDtypes> add_squares;

@@ -166,6 +166,23 @@ void unscale_block(void* grads, double scale, int64_t n) {
   for (int64_t i = 0; i < n; ++i) grad[i] = unscale(grad[i], static_cast<T>(scale));
 }
 
+template <class T>
+void shrink_block(void* params, double threshold, int64_t n) {
+  T* const param = static_cast<T*>(params);
+  const T by = static_cast<T>(threshold);
+  FUSEDOPT_INDEPENDENT_ITERATIONS
+  for (int64_t i = 0; i < n; ++i) param[i] = shrink(param[i], by);
+}
+
+template <class T>
+void average_block(void* averages, const void* params, double weight, int64_t n) {
+  T* const numbers = static_cast<T*>(averages);
+  const T* const param = static_cast<const T*>(params);
+  const T of_param = static_cast<T>(weight);
+  FUSEDOPT_INDEPENDENT_ITERATIONS
+  for (int64_t i = 0; i < n; ++i) numbers[i] = average(numbers[i], param[i], of_param);
+}
+
 // The counters of a group, as many as registers hold, a few registers at a time: one after the
 // other they would wait for their products.
 void draw_random_bits(const Draws& draws, uint32_t operand, int64_t group, uint16_t* random_bits) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 
 #include "core/codec.h"
 #include "cpu/gather.h"
@@ -44,6 +45,7 @@ class Block {
         kernel_(kernel_on_numbers(isa, list, update)),
         scalars_(list.scalars(update)),
         draws_(list.draws(update)),
+        epilogue_(list.epilogue(update)),
         grad_scale_(list.prologue().grad_scale) {}
 
   size_t operands() const { return operands_.size(); }
@@ -63,13 +65,41 @@ class Block {
     for (size_t k = 0; k < operands(); ++k) decode(k, first, n);
     if (grad_scale_ != nullptr) isa_.unscale[in_double_](numbers_[kGrad], *grad_scale_, n);
     kernel_(numbers_, scalars_, n);
+    if (epilogue_ != nullptr && epilogue_->l1_threshold != 0) {
+      isa_.shrink[in_double_](numbers_[kParam], epilogue_->l1_threshold, n);
+    }
     for (size_t k = 0; k < operands(); ++k) {
       if (is_scaled(operands_[k].format)) ranges_[k] = isa_.find_range[in_double_](numbers_[k], n);
     }
-    for (size_t k = 0; k < operands(); ++k) encode(k, first, n);
+    for (size_t k = 0; k < operands(); ++k) {
+      if (!is_average(k)) encode(k, first, n);
+    }
+    if (epilogue_ != nullptr && epilogue_->average != kParam) {
+      average(epilogue_->average, first, n);
+    }
   }
 
  private:
+  bool is_average(size_t k) const {
+    return k != kParam && epilogue_ != nullptr && k == epilogue_->average;
+  }
+
+  // Of the parameter as it is stored by now, which takes decoding it once more where that rounds.
+  void average(size_t k, int64_t first, int64_t n) {
+    const Format format = operands_[kParam].format;
+    if (format != arithmetic_format(in_double_)) {
+      isa_.decode[in_double_][static_cast<size_t>(format)](stored_block(kParam, first),
+                                                           numbers_[kParam], n);
+    }
+    if (operands_[k].is_read()) {
+      isa_.average[in_double_](numbers_[k], numbers_[kParam], epilogue_->average_weight, n);
+    } else {
+      const size_t size = size_of(arithmetic_format(in_double_));
+      std::memcpy(numbers_[k], numbers_[kParam], static_cast<size_t>(n) * size);
+    }
+    encode(k, first, n);
+  }
+
   StoredBlock stored_block(size_t k, int64_t first) const {
     StoredBlock block{.elements = stored_[k]};
     if (operands_[k].format == Format::kMasterBFloat16) {
@@ -121,8 +151,9 @@ class Block {
   bool in_double_;
   Kernel kernel_;
   const void* scalars_;
-  const Draws* draws_;       // null: nothing is rounded stochastically
-  const float* grad_scale_;  // null: the gradients are not scaled
+  const Draws* draws_;        // null: nothing is rounded stochastically
+  const Epilogue* epilogue_;  // null: nothing follows the step
+  const float* grad_scale_;   // null: the gradients are not scaled
   alignas(64) uint16_t random_bits_[2 * kDrawGroup];
   void* stored_[kMostOperands];
   void* numbers_[kMostOperands];

@@ -137,7 +137,7 @@ void LaunchPlan::append_places(const UpdateList& list, const Update& update, uin
     set(is_remainder ? extra.remainder : operand.role, operand.data);
     if (is_scaled(operand.format)) set(extra.scales + operand.role - kFirstState, operand.scales);
   }
-  if (update.draws != Update::kNoDraws) {
+  if (update.draws != Update::kNone) {
     places[extra.draws] = scalars_at + update.draws * sizeof(double);
   }
   append(places, extra.count * sizeof *places);

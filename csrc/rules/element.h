@@ -30,4 +30,18 @@ FUSEDOPT_FN void update_element(T& param, T grad, bool has_l2_penalty,
   param = param - Rule::template update<variant>(param, grad, states..., scalars.rule);
 }
 
+// Then, where the group has an L1 penalty: the proximal operator of threshold * |param|, which
+// makes small parameters exactly zero. Parikh, Boyd: Proximal Algorithms, 2014, section 6.5.2.
+template <class T>
+FUSEDOPT_FN T shrink(T param, T threshold) {
+  return with_sign(maximum(absolute(param) - threshold, T(0)), param);
+}
+
+// Last, where the group keeps averages: that of a parameter as it is stored by now. Polyak,
+// Juditsky: Acceleration of Stochastic Approximation by Averaging, 1992, for the weight 1 / count.
+template <class T>
+FUSEDOPT_FN T average(T average, T param, T weight) {
+  return lerp(average, param, weight);
+}
+
 }  // namespace fusedopt

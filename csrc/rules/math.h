@@ -20,6 +20,9 @@ namespace fusedopt {
 FUSEDOPT_FN float square_root(float x) { return ::sqrtf(x); }
 FUSEDOPT_FN double square_root(double x) { return ::sqrt(x); }
 
+FUSEDOPT_FN float absolute(float x) { return ::fabsf(x); }
+FUSEDOPT_FN double absolute(double x) { return ::fabs(x); }
+
 FUSEDOPT_FN float with_sign(float magnitude, float sign) { return ::copysignf(magnitude, sign); }
 FUSEDOPT_FN double with_sign(double magnitude, double sign) { return ::copysign(magnitude, sign); }
 

@@ -1,8 +1,8 @@
 """Compares native kernels with the reference where fewer bytes are stored: ``fusedopt verify``.
 
 States in 32, 16 and 8 bits, parameters that are rounded stochastically or have a master, gradients
-of another dtype than their parameter. What is compared is what is stored, as integers: codes by the
-numbers that they stand for, a master as the float32 that it is.
+of another dtype than their parameter; and what follows a step. What is compared is what is stored,
+as integers: codes by the numbers that they stand for, a master as the float32 that it is.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from fusedopt.checking.cases import Case
     from fusedopt.reference import Array, State
 
+# States that count.
+_COUNTS = ("step", "ema_step")
+
 # Around a block of codes and the fewest that there are.
 SIZES = (1, 255, 257, FEWEST_CODES - 1, FEWEST_CODES + 273)
 
@@ -49,6 +52,7 @@ class Storage:
 _F32, _F64, _BF16, _F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 _STOCHASTIC = {"stochastic_rounding": True, "seed": 5}
 _MASTER = {"master_weights": True}
+_AVERAGE = {"ema_decay": 0.9}
 
 STORAGES = (
     Storage(_F32, _BF16),
@@ -70,6 +74,16 @@ STORAGES = (
     Storage(_BF16, _F64, {**_MASTER, "state_bits": 8}),
 )
 
+# What follows a step, which the CPU does.
+EPILOGUES = (
+    Storage(_F32, _F32, {"l1": 0.2, **_AVERAGE}),
+    Storage(_F64, _F64, {"l1": 0.2, "ema_decay": 1}),
+    Storage(_F32, _F64, {"ema_decay": 0.2}),
+    Storage(_F16, _F16, _AVERAGE),
+    Storage(_BF16, _BF16, {**_STOCHASTIC, **_AVERAGE, "l1": 0.2, "state_bits": 8}),
+    Storage(_BF16, _F32, {**_MASTER, "l1": 0.2, "ema_decay": 1, "state_bits": 16}),
+)
+
 
 def _numbers(tensor: torch.Tensor) -> Array:
     return tensor.detach().to("cpu", torch.float64).numpy().copy()
@@ -87,12 +101,16 @@ class Expected:
 
     def __init__(self, case: Case, storage: Storage, param: torch.Tensor, number: int = 0) -> None:
         options = dict(storage.options)
+        l1, ema_decay = options.pop("l1", 0.0), options.pop("ema_decay", None)
         if options.get("state_bits") == 8 and param.numel() < FEWEST_CODES:
             options["state_bits"] = 32
         rounding = ROUNDINGS[storage.param]
         self.signs = reference.STATES[case.row.rule]
         kept = reference.Storage(self.signs, rounding, rounding, number=number, **options)
-        self.rule = reference.stored(case.row.reference, kept)
+        rule = reference.stored(reference.with_l1(case.row.reference, l1), kept)
+        is_wide = storage.param == torch.float64
+        round_average = np.asarray if is_wide else reference.round_float32
+        self.rule = reference.with_average(rule, ema_decay, round_average)
         dtypes = {storage.param, storage.grad}
         self.arithmetic: type[np.floating[Any]]
         self.arithmetic = np.float64 if torch.float64 in dtypes else np.float32
@@ -115,7 +133,7 @@ class Expected:
         if scale is not None:
             number = np.asarray(reference.unscale(number, scale))
         states = {
-            name: value if name == "step" else value.astype(self.arithmetic)
+            name: value if name in _COUNTS else value.astype(self.arithmetic)
             for name, value in self.states.items()
         }
         self.param, self.states = self.rule(
@@ -130,10 +148,11 @@ class Expected:
         """Elements of a parameter and its states that differ in any bit."""
         total = _count(_stored_param(param, states), self.param)
         for name, expected in self.states.items():
-            if name == "step":
-                total += int(states["step"].item() != expected)
+            if name in _COUNTS:
+                total += int(states[name].item() != expected)
             else:
-                total += _count(_stored_state(name, states, self.signs[name]), expected)
+                is_signed = self.signs.get(name, True)
+                total += _count(_stored_state(name, states, is_signed), expected)
         return total
 
 

@@ -39,6 +39,7 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         differentiable: not supported; True raises ``NotImplementedError``.
         state_bits, stochastic_rounding, master_weights, seed: how parameters and states are stored,
             see :class:`fusedopt.FusedOptimizer`.
+        l1, ema_decay: what follows a step, see there.
         max_grad_norm, skip_nonfinite: of the optimizer as a whole, see there.
 
     State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
@@ -71,10 +72,13 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         stochastic_rounding: bool = False,
         master_weights: bool = False,
         seed: int = 0,
+        l1: float = 0.0,
+        ema_decay: float | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
         self._store(state_bits, stochastic_rounding, master_weights, seed)
+        self._finish(l1, ema_decay)
         self._clip(max_grad_norm, skip_nonfinite)
         super().__init__(
             params,
@@ -121,10 +125,13 @@ class AdamW(Adam, torch.optim.AdamW):
         stochastic_rounding: bool = False,
         master_weights: bool = False,
         seed: int = 0,
+        l1: float = 0.0,
+        ema_decay: float | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
         self._store(state_bits, stochastic_rounding, master_weights, seed)
+        self._finish(l1, ema_decay)
         self._clip(max_grad_norm, skip_nonfinite)
         # Past Adam, whose option decoupled_weight_decay torch's AdamW sets by itself.
         super(Adam, self).__init__(

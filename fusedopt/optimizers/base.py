@@ -12,8 +12,12 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from fusedopt import _native
 from fusedopt.hooks import observed_once, stepping, untraced
 from fusedopt.modes import visible
-from fusedopt.optimizers import foreign, masters, storage
+from fusedopt.optimizers import epilogue, foreign, masters, storage
 from fusedopt.optimizers.clipping import Clipping, refuse_options_of_group
+from fusedopt.optimizers.epilogue import check_epilogue
+from fusedopt.optimizers.excursions import Excursions
+from fusedopt.optimizers.group_options import GroupOptions
+from fusedopt.optimizers.loading import Loading
 from fusedopt.optimizers.storage import check_storage
 
 if TYPE_CHECKING:
@@ -30,8 +34,8 @@ def check_group(group: dict[str, Any], index: int, name: str) -> None:
 
     Raises:
         NotImplementedError: the group asks for ``differentiable=True``.
-        ValueError: an option that says how something is stored does not fit, or one that is of
-            the optimizer.
+        ValueError, TypeError: an option that says how something is stored, or what follows a step,
+            does not fit; or one is of the optimizer.
     """
     if group.get("differentiable"):
         raise NotImplementedError(
@@ -39,6 +43,7 @@ def check_group(group: dict[str, Any], index: int, name: str) -> None:
         )
     refuse_options_of_group(group, index)
     check_storage(group, index)
+    check_epilogue(group, index)
 
 
 def refuse_fused_with_foreach(fused: bool | None, foreach: bool | None) -> None:
@@ -67,7 +72,7 @@ class InBackward(Protocol):
         """``step`` has been called."""
 
 
-class FusedOptimizer(Clipping, torch.optim.Optimizer):
+class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
     """Base of the optimizers: steps all parameter groups in one native call.
 
     A subclass names its rule. The native side reads groups, gradients and state again at every
@@ -95,6 +100,16 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
       the seed, the number of the parameter, the state, the step count and the element's place in
       memory, so they are the same after a resume and on any number of threads. A rule that counts
       no steps gets a state ``step`` for that.
+
+    Two options of a group say what follows a step. They, too, are keys only where they are not
+    their defaults, and need parameters on the CPU so far.
+
+    - ``l1``: a decoupled L1 penalty, ``param = sign(param) * max(abs(param) - lr * l1, 0)``, which
+      makes parameters exactly zero (the proximal operator; Parikh, Boyd, 2014, section 6.5.2).
+    - ``ema_decay``: the state ``ema``, float32 or wider, is ``decay * ema + (1 - decay) * param``
+      of the parameter as the step has left it; at first a copy. With 1 it is the mean of all of
+      them (Polyak, Juditsky, 1992), which the state ``ema_step`` counts. :meth:`averaged` puts
+      averages into the parameters.
 
     Two more are options and attributes of the optimizer, not of a group. Pickles and copies have
     them, ``state_dict()`` has not. They need parameters on the CPU so far.
@@ -129,35 +144,6 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
     def _step_supports_amp_scaling(self, value: bool) -> None:
         self._amp_scaling = value
 
-    def _store(
-        self,
-        state_bits: int | None,
-        stochastic_rounding: bool,
-        master_weights: bool,
-        seed: int,
-    ) -> None:
-        """Keeps the options of storage for the groups that torch's constructor makes next.
-
-        Those away from their defaults become keys of the groups; other groups have torch's keys.
-        """
-        self._storage = storage.asked_for(
-            {
-                "state_bits": state_bits,
-                "stochastic_rounding": stochastic_rounding,
-                "master_weights": master_weights,
-                "seed": seed,
-            }
-        )
-
-    def _set_option(self, name: str, value: Any) -> None:
-        """Adds an option to the groups of a class that torch has without it.
-
-        For a value other than the default. Otherwise groups have the keys of torch's.
-        """
-        self.defaults[name] = value
-        for group in self.param_groups:
-            group.setdefault(name, value)
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         loading = self.__dict__.get("_loading")
         if loading is not None:
@@ -190,7 +176,7 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
         """
         outer = self.__dict__.get("_loading")
         translate = functools.partial(foreign.translated, self._rule, self.param_groups)
-        self._loading = storage.Loading(self.param_groups, translate)
+        self._loading = Loading(self.param_groups, translate)
         last_hook = self.register_load_state_dict_pre_hook(self._loading.wrap)
         try:
             super().load_state_dict(state_dict)
@@ -207,6 +193,7 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
         A parameter with ``master_weights`` is the float32 number that it and its remainder make;
         any other is a copy, in float32 unless it is in float64.
         """
+        self._refuse_away("master_params()")
         return masters.masters_of(self)
 
     def load_master_params(self, values: Iterable[torch.Tensor]) -> None:
@@ -217,9 +204,11 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
                 dtype and on any device. For a DTensor the whole on every process, or a DTensor.
 
         Raises:
+            RuntimeError: parameters are away, in :meth:`averaged`.
             ValueError: there are more or fewer values than parameters, or one has another shape, no
                 floating dtype or another device mesh. Nothing is changed then.
         """
+        self._refuse_away("load_master_params()")
         masters.write_masters(self, list(values))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -227,10 +216,10 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
 
         Raises:
             NotImplementedError: the group asks for ``differentiable=True``.
-            ValueError: its ``state_bits``, ``stochastic_rounding``, ``master_weights`` or ``seed``
-                is out of bounds, or does not fit one of its parameters.
+            ValueError, TypeError: one of its options of storage or of what follows a step is out
+                of bounds, or does not fit one of its parameters.
         """
-        self.defaults.update(self.__dict__.pop("_storage", {}))
+        self.defaults.update(self.__dict__.pop("_asked_for", {}))
         super().add_param_group(param_group)
         try:
             check_group(param_group, len(self.param_groups) - 1, type(self).__name__)
@@ -272,7 +261,11 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
                 dtype=torch.float64 if in_double else torch.float32,
                 device=param.device if on_device else "cpu",
             )
+        if name == epilogue.AVERAGED:
+            return epilogue.new_count()
         try:
+            if name == epilogue.AVERAGE:
+                return epilogue.empty_average(param), 0.0
             memory = storage.empty_state(name, param, group)
             return None if memory is None else (memory, self._initial_value(name, group))
         except RuntimeError as error:  # so torch's allocator for the CPU calls it
@@ -288,6 +281,9 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
         self, closure: Callable[[], Any] | None = None, only: tuple[int, int] | None = None
     ) -> Any:
         """Steps all parameters, or the one at a place: the index of its group, and that in it."""
+        attributes = self.__dict__
+        if "_excursion" in attributes:
+            self._refuse_away("step()")
         if only is None and self._in_backward is not None:
             return self._in_backward.finish(closure)
         loss = None
@@ -297,7 +293,6 @@ class FusedOptimizer(Clipping, torch.optim.Optimizer):
         step = _native.step
         if _count_modes() or _are_transforms_active() or forward_ad._current_level >= 0:
             step = visible(step, self.param_groups, self.state, only)
-        attributes = self.__dict__
         measures = "_clipping" in attributes
         measurement = self._begin_measurement() if measures else None
         step(

@@ -43,16 +43,6 @@ class Nesterov(Momentum):
 
     _rule = "nesterov"
 
-    def _step(
-        self, closure: Callable[[], Any] | None = None, only: tuple[int, int] | None = None
-    ) -> Any:
-        if self._is_at_iterate:
-            raise RuntimeError(
-                "step() inside at_iterate(): the parameters are not where the gradient has to be "
-                "taken; leave the context first, or call leave_iterate() if it could not be left"
-            )
-        return super()._step(closure, only)
-
     @property
     def _is_at_iterate(self) -> bool:
         return "_excursion" in self.__dict__
@@ -85,14 +75,6 @@ class Nesterov(Momentum):
             RuntimeError: a parameter that cannot be restored, as from :meth:`at_iterate`.
         """
         _native.end_excursion(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        if self._is_at_iterate:
-            raise RuntimeError(
-                "an optimizer cannot be copied or pickled inside at_iterate(): its parameters are "
-                "not where training has to go on; leave the context first"
-            )
-        return super().__getstate__()
 
     def _prepare_iterate(self) -> tuple[list[tuple[Any, ...]], Callable[[], None]]:
         """The parameters that will move with their values, and what moves them.

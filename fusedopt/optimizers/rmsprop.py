@@ -38,6 +38,7 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         differentiable: not supported; True raises ``NotImplementedError``.
         state_bits, stochastic_rounding, master_weights, seed: how parameters and states are stored,
             see :class:`fusedopt.FusedOptimizer`.
+        l1, ema_decay: what follows a step, see there.
         max_grad_norm, skip_nonfinite: of the optimizer as a whole, see there.
 
     State: ``step`` (a 0-dim tensor, on the CPU unless the group is capturable or fused),
@@ -70,10 +71,13 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         stochastic_rounding: bool = False,
         master_weights: bool = False,
         seed: int = 0,
+        l1: float = 0.0,
+        ema_decay: float | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
         self._store(state_bits, stochastic_rounding, master_weights, seed)
+        self._finish(l1, ema_decay)
         self._clip(max_grad_norm, skip_nonfinite)
         super().__init__(
             params,

@@ -14,7 +14,9 @@ operations in the same order gets the same bits.
 :func:`fusedopt.reference.in_16_bits` wraps a rule for parameters in bfloat16 or float16,
 :func:`fusedopt.reference.in_formats` one for parameter, gradient and states in different dtypes,
 and :func:`fusedopt.reference.stored` one for everything else that the options of the classes store:
-states in 16 and 8 bits, stochastic rounding, masters.
+states in 16 and 8 bits, stochastic rounding, masters. What follows a step is
+:func:`fusedopt.reference.with_l1`, inside of those, and :func:`fusedopt.reference.with_average`,
+around them.
 
 The package needs nothing but NumPy. Default values are those of the optimizer classes. A rule is
 the function that its file is named after, beside the header of that name in ``csrc/rules``.
@@ -29,6 +31,9 @@ from typing import TYPE_CHECKING
 from fusedopt.reference.codes import code_values as code_values
 from fusedopt.reference.codes import decode_blocks as decode_blocks
 from fusedopt.reference.codes import encode_blocks as encode_blocks
+from fusedopt.reference.epilogue import shrink as shrink
+from fusedopt.reference.epilogue import with_average as with_average
+from fusedopt.reference.epilogue import with_l1 as with_l1
 from fusedopt.reference.formats import in_16_bits as in_16_bits
 from fusedopt.reference.formats import in_formats as in_formats
 from fusedopt.reference.formats import join_master as join_master

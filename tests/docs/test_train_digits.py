@@ -165,3 +165,32 @@ def test_published_results_are_complete(path):
     for row in report["results"]:
         assert row["accuracy"] >= digits.REQUIRED_ACCURACY
         assert row["lr"] == digits.OPTIMIZERS[row["optimizer"]].lr
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_what_is_asked_for_beside_the_step_is_torchs_too(name, data):
+    asked_for = {"max_grad_norm": 0.5, "l1": 0.01, "ema_decay": 0.9}
+    trainings = digits.start_trainings(digits.OPTIMIZERS[name], 1, asked_for)
+    for _ in digits.train_side_by_side(trainings, data, EPOCHS, seed=1):
+        pass
+    ours = trainings.pop("fusedopt")
+    assert "default" in trainings
+    for setting, training in trainings.items():
+        losses = torch.tensor([ours.losses, training.losses])
+        difference = ((losses[0] - losses[1]).abs() / losses[1]).max().item()
+        assert difference < TOLERANCE, f"against torch's {setting} setting"
+        with digits.ready_to_evaluate(ours.optimizer):
+            averages = training.optimizer.averages.parameters()
+            for param, average in zip(ours.model.parameters(), averages, strict=True):
+                torch.testing.assert_close(param, average, rtol=1e-4, atol=1e-5)
+    assert any((param == 0).any() for param in ours.model.parameters())
+
+
+def test_script_takes_options_of_the_sequence(app, tmp_path):
+    path = tmp_path / "report.json"
+    result = invoke(
+        app, "--only", "SGD", "--epochs", 1, "--json", path, "--ema-decay", 1, "--l1", 0.01
+    )
+    assert result.exit_code == 0, result.output
+    assert "l1=0.01, ema_decay=1" in result.output
+    assert json.loads(path.read_text())["settings"]["ema_decay"] == 1.0

@@ -15,6 +15,7 @@ import fusedopt
 from fusedopt.checking.cases import CASES
 from fusedopt.checking.rows import ROWS
 from fusedopt.optimizers.clipping import DEFAULTS as CLIPPING
+from fusedopt.optimizers.epilogue import DEFAULTS as EPILOGUE
 from fusedopt.optimizers.storage import DEFAULTS as STORAGE
 from helpers import bits
 
@@ -54,8 +55,8 @@ def test_signature_is_torchs(row):
     ours = inspect.signature(row.optimizer).parameters
     theirs = inspect.signature(row.torch_optimizer).parameters
     assert list(ours)[: len(theirs)] == list(theirs)
-    assert set(ours) - set(theirs) <= {"fused", "capturable", *STORAGE, *CLIPPING}
-    for name, default in {**STORAGE, **CLIPPING}.items():
+    assert set(ours) - set(theirs) <= {"fused", "capturable", *STORAGE, *EPILOGUE, *CLIPPING}
+    for name, default in {**STORAGE, **EPILOGUE, **CLIPPING}.items():
         assert ours[name].kind == inspect.Parameter.KEYWORD_ONLY
         assert ours[name].default == default
     for name, parameter in theirs.items():

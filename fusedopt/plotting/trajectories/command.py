@@ -32,6 +32,7 @@ def draw_trajectories(
     optimizers: Sequence[str] = (),
     steps: int = 200,
     each: bool = False,
+    **options: Any,
 ) -> list[FilePath]:
     """Writes ``trajectories.json``, and ``.png`` and ``.gif`` in light and in dark, into a folder.
 
@@ -41,12 +42,14 @@ def draw_trajectories(
         optimizers: names of :data:`OPTIMIZERS`; all if empty.
         steps: steps of every optimizer, at least 1.
         each: also write ``path-<optimizer>-light.svg`` and ``-dark.svg``.
+        options: of all optimizers; with ``ema_decay`` the paths are those of the averages.
 
     Returns:
         The files that were written. The same arguments give the same files.
 
     Raises:
         UnknownNameError: a surface or an optimizer that there is not.
+        ValueError: an option that is out of bounds.
     """
     chosen_surfaces = _chosen(surfaces, SURFACES)
     chosen = _chosen(optimizers, OPTIMIZERS)
@@ -57,9 +60,9 @@ def draw_trajectories(
         paths: dict[str, dict[str, Any]] = {name: {} for name in chosen_surfaces}
         for surface, runs in paths.items():
             for optimizer in chosen:
-                runs[optimizer] = search(optimizer, SURFACES[surface], steps)
+                runs[optimizer] = search(optimizer, SURFACES[surface], steps, **options)
                 progress.advance(bar)
-        files = [_write_rates(paths, steps, out / "trajectories.json")]
+        files = [_write_rates(paths, steps, options, out / "trajectories.json")]
         files += _draw_still(paths, out)
         for theme in THEMES:
             with themed(theme):
@@ -71,9 +74,9 @@ def draw_trajectories(
     return files
 
 
-def print_trajectories(*args: Any) -> None:
+def print_trajectories(*args: Any, **options: Any) -> None:
     """Calls :func:`draw_trajectories` and prints what it wrote."""
-    for file in draw_trajectories(*args):
+    for file in draw_trajectories(*args, **options):
         print(f"{file}  {file.stat().st_size / 1000:,.0f} kB")
 
 
@@ -83,7 +86,7 @@ def _chosen(names: Sequence[str], table: Mapping[str, Entry]) -> dict[str, Entry
     return {name: entry for name, entry in table.items() if name in chosen or not names}
 
 
-def _write_rates(paths: Paths, steps: int, file: FilePath) -> FilePath:
+def _write_rates(paths: Paths, steps: int, options: Mapping[str, Any], file: FilePath) -> FilePath:
     """What the search chose, and how."""
     found = {
         surface: {
@@ -96,7 +99,14 @@ def _write_rates(paths: Paths, steps: int, file: FilePath) -> FilePath:
         }
         for surface, runs in paths.items()
     }
-    report = {"steps": steps, "criterion": CRITERION, "rates": RATES, "surfaces": found}
+    asked_for = {"options": dict(options)} if options else {}
+    report = {
+        "steps": steps,
+        **asked_for,
+        "criterion": CRITERION,
+        "rates": RATES,
+        "surfaces": found,
+    }
     file.write_text(json.dumps(report, indent=2) + "\n")
     return file
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fusedopt.optimizers.base import FusedOptimizer
     from fusedopt.plotting.trajectories.surfaces import Surface
 
-# Every option but the learning rate is at its default.
+# Every option but the learning rate, and those that are asked for, is at its default.
 OPTIMIZERS = {row.name: row.optimizer for row in ROWS}
 
 # Whose learning rate an optimizer takes: that of the first with the same rule, so that nothing but
@@ -66,11 +66,23 @@ class Path:
 
 
 def walk(
-    optimizer_class: type[FusedOptimizer], surface: Surface, rates: Sequence[float], steps: int
+    optimizer_class: type[FusedOptimizer],
+    surface: Surface,
+    rates: Sequence[float],
+    steps: int,
+    **options: Any,
 ) -> NDArray[np.float64]:
     """The iterates of one optimizer from the surface's start, with several learning rates at once.
 
-    Each rate is a parameter group with a point of its own; a step takes them all along.
+    Each rate is a parameter group with a point of its own; a step takes them all along. Where a
+    norm is clipped, each is an optimizer of its own.
+
+    Args:
+        optimizer_class: of this package.
+        surface: where to walk.
+        rates: learning rates.
+        steps: of every path.
+        options: of the optimizer; with ``ema_decay`` the iterates are the averages.
 
     Returns:
         float64 of shape (rates, steps + 1, 2). A path that diverges has infinities and NaN.
@@ -80,21 +92,31 @@ def walk(
         {"params": [point.requires_grad_()], "lr": rate}
         for point, rate in zip(points, rates, strict=True)
     ]
-    optimizer = optimizer_class(groups)  # type: ignore[call-arg]
+    together = [groups] if options.get("max_grad_norm") is None else [[group] for group in groups]
+    optimizers = [optimizer_class(each, **options) for each in together]  # type: ignore[call-arg]
     # The parameters may be at a lookahead point, where the gradient is taken.
-    at_iterate = getattr(optimizer, "at_iterate", nullcontext)
+    place = "at_iterate" if options.get("ema_decay") is None else "averaged"
     iterates = [torch.stack(points).detach()]
     for _ in range(steps):
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         x, y = torch.stack(points).unbind(dim=1)
         torch.autograd.backward(surface.loss(x, y).sum())
-        optimizer.step()
-        with at_iterate():
+        with ExitStack() as stack:
+            for optimizer in optimizers:
+                optimizer.step()
+                stack.enter_context(getattr(optimizer, place, nullcontext)())
             iterates.append(torch.stack(points).detach())
     return torch.stack(iterates, dim=1).numpy()
 
 
-def search(optimizer: str, surface: Surface, steps: int, rates: Sequence[float] = RATES) -> Path:
+def search(
+    optimizer: str,
+    surface: Surface,
+    steps: int,
+    rates: Sequence[float] = RATES,
+    **options: Any,
+) -> Path:
     """The path with the learning rate that is best by :data:`CRITERION`; if none is, the smallest.
 
     Args:
@@ -102,10 +124,11 @@ def search(optimizer: str, surface: Surface, steps: int, rates: Sequence[float] 
         surface: where to walk.
         steps: at least 1.
         rates: to choose from, ascending.
+        options: of the optimizer, see :func:`walk`.
     """
     if optimizer in RATE_FROM:
-        rates = [search(RATE_FROM[optimizer], surface, steps, rates).rate]
-    points = walk(OPTIMIZERS[optimizer], surface, rates, steps)
+        rates = [search(RATE_FROM[optimizer], surface, steps, rates, **options).rate]
+    points = walk(OPTIMIZERS[optimizer], surface, rates, steps, **options)
     with np.errstate(all="ignore"):
         losses = surface.loss(points[..., 0], points[..., 1]) - surface.lowest
         # From each step on, the largest loss to come: a path that comes and goes has not arrived.
