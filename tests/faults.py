@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cuda_faults import OF_CUDA
+from epilogue_faults import OF_EPILOGUE
 from mutant import ROOT, Mutant, rule
 
 
@@ -283,6 +284,7 @@ MUTANTS = [
          "(describe(sample.ptr(), found) || is_same(expected, found))"),
     ),
     *OF_CUDA,
+    *OF_EPILOGUE,
     *rule(
         "csrc/bindings/optimizer_state.cpp",
         ("a new state of any kind", "torch_.require_tensor(tensor, (\"new",

@@ -108,7 +108,7 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
       makes parameters exactly zero (the proximal operator; Parikh, Boyd, 2014, section 6.5.2).
     - ``ema_decay``: the state ``ema``, float32 or wider, is ``decay * ema + (1 - decay) * param``
       of the parameter as the step has left it; at first a copy. With 1 it is the mean of all of
-      them (Polyak, Juditsky, 1992), which the state ``ema_step`` counts. :meth:`averaged` puts
+      them (Polyak, Juditsky, 1992), which the state ``ema_step`` counts. ``averaged`` puts
       averages into the parameters.
 
     Two more are options and attributes of the optimizer, not of a group. Pickles and copies have
@@ -204,7 +204,7 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
                 dtype and on any device. For a DTensor the whole on every process, or a DTensor.
 
         Raises:
-            RuntimeError: parameters are away, in :meth:`averaged`.
+            RuntimeError: parameters are away, in ``averaged``.
             ValueError: there are more or fewer values than parameters, or one has another shape, no
                 floating dtype or another device mesh. Nothing is changed then.
         """

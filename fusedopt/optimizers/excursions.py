@@ -28,11 +28,8 @@ def _move(params: list[torch.Tensor], values: list[torch.Tensor]) -> None:
             torch._foreach_copy_(params, values)
 
 
-class Excursions:
+class Excursions(torch.optim.Optimizer):
     """Refuses what parameters that are away would spoil, and puts averages into them."""
-
-    param_groups: list[dict[str, Any]]
-    state: Any
 
     def _refuse_away(self, what: str) -> None:
         """Refuses what needs the parameters where training goes on.
@@ -64,7 +61,7 @@ class Excursions:
         stay what they are. An average is float32 or wider, and rounded once to the parameter's
         dtype; the remainder of a master is not touched. This takes memory for one copy of the
         parameters that move. If other code keeps the context from being left (an ``ExitStack`` that
-        is interrupted in its own code), :meth:`leave_averaged` restores as well.
+        is interrupted in its own code), ``leave_averaged`` restores as well.
 
         Raises:
             RuntimeError: on entering, if no group has ``ema_decay``, a state ``ema`` has another
@@ -76,13 +73,13 @@ class Excursions:
         return _native.Excursion(self, "averaged()", self._prepare_averages)
 
     def leave_averaged(self) -> None:
-        """Restores the parameters after an :meth:`averaged` that could not be left.
+        """Restores the parameters after an ``averaged`` that could not be left.
 
         Does nothing where they are where training goes on. A context that is left after this one
         restores nothing more.
 
         Raises:
-            RuntimeError: a parameter that cannot be restored, as from :meth:`averaged`.
+            RuntimeError: a parameter that cannot be restored, as from ``averaged``.
         """
         _native.end_excursion(self)
 
@@ -115,5 +112,4 @@ class Excursions:
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_away("an optimizer cannot be copied or pickled")
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
-        return state
+        return super().__getstate__()

@@ -93,7 +93,7 @@ def walk(
         for point, rate in zip(points, rates, strict=True)
     ]
     together = [groups] if options.get("max_grad_norm") is None else [[group] for group in groups]
-    optimizers = [optimizer_class(each, **options) for each in together]  # type: ignore[call-arg]
+    optimizers = [optimizer_class(each, **options) for each in together]
     # The parameters may be at a lookahead point, where the gradient is taken.
     place = "at_iterate" if options.get("ema_decay") is None else "averaged"
     iterates = [torch.stack(points).detach()]
