@@ -29,7 +29,11 @@ STORED = (
     (torch.bfloat16, {"stochastic_rounding": True, "state_bits": 16}),
     (torch.bfloat16, {"master_weights": True, "state_bits": 8}),
     (torch.bfloat16, {"master_weights": True, "state_bits": 16}),
+    (torch.float32, {"l1": 0.01, "ema_decay": 0.5}),
+    (torch.bfloat16, {"master_weights": True, "state_bits": 16, "ema_decay": 1}),
 )
+# States of no parameter's shape.
+COUNTS = ("step", "ema_step")
 ADAMW = next(row for row in ROWS if row.name == "AdamW")
 # Every optimizer with codes and random bits, and every way of storing.
 CASES = (*((row, *STORED[2]) for row in ROWS), *((ADAMW, *stored) for stored in STORED))
@@ -124,13 +128,13 @@ def aligned_shards(rank, world_size):
         assert_same(model, optimizer, plain, other, f"{row.name} {options}")
         for p in model.parameters():
             for key, state in optimizer.state[p].items():
-                assert key == "step" or state.placements == p.placements, key
+                assert key in COUNTS or state.placements == p.placements, key
 
 
 def unaligned_shards(rank, world_size):
     """Elsewhere blocks are those of the shard, and random bits still those of the whole."""
     for dtype, options in STORED:
-        by_shard = options["state_bits"] == 8
+        by_shard = options.get("state_bits") == 8
         if by_shard and options.get("stochastic_rounding"):
             continue  # no one process stores blocks of a shard with the random bits of the whole
         model, plain = sharded(UNALIGNED, dtype), Parameters(UNALIGNED, dtype)
@@ -170,7 +174,7 @@ def one_after_the_other(rank, world_size):
     ):
         shapes = ((41, 30), (3, 7, 9))
         for dtype, options in STORED:
-            if options["state_bits"] == 16:
+            if options.get("state_bits") == 16 and "ema_decay" not in options:
                 compare_with_a_row_of_shards(shapes, dtype, options, mesh, placements)
 
 
@@ -195,7 +199,7 @@ def compare_with_a_row_of_shards(shapes, dtype, options, mesh, placements):
         where = f"{options} {placements}"
         assert np.array_equal(bits(one.in_a_row(p)), bits(q)), where
         for key, state in optimizer.state[p].items():
-            if key != "step":
+            if key not in COUNTS:
                 assert torch.equal(one.in_a_row(state), other.state[q][key]), f"{where} {key}"
 
 

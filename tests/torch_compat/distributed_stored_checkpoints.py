@@ -96,7 +96,7 @@ def resume_from_other_shards(rank, world_size, folder):
         model = wrapped("fsdp", UNALIGNED, dtype)
         optimizer = optimizer_of(model, stored)
         states = {f"stored {stored}": states_of(model, optimizer, None)}
-        if asked["state_bits"] == 16:
+        if asked.get("state_bits") != 8:
             dcp.load(states, checkpoint_id=folder)
             continue
         with pytest.raises(dcp.CheckpointException, match=r"Size mismatch .*exp_avg\w*_scale"):

@@ -9,7 +9,16 @@ import warnings
 import numpy as np
 import torch
 import torch.distributed as dist
-from distributed_stored import ALIGNED, STORED, Parameters, flat_mesh, local, placed
+from distributed_stored import (
+    ALIGNED,
+    STORED,
+    Parameters,
+    flat_mesh,
+    local,
+    placed,
+    sharded,
+    train,
+)
 from distributed_stored import train as train_with_given_gradients
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -64,7 +73,7 @@ def zero(rank, world_size):
         other = fusedopt.AdamW(plain.parameters(), **options)
         train_with_given_gradients(model, optimizer)
         train_with_given_gradients(plain, other)
-        if not (options.get("stochastic_rounding") or options["state_bits"] == 16):
+        if not (options.get("stochastic_rounding") or options.get("state_bits") == 16):
             assert_same_parameters(model, plain, f"not wrapped, {options}")
         again = copy.deepcopy(model)
         resumed = wrapped(again)
@@ -128,6 +137,25 @@ def policies(rank, world_size):
                 other.step()
             for p, q in zip(model.parameters(), plain.parameters(), strict=True):
                 assert np.array_equal(bits(local(p)), bits(local(placed(q.detach(), p)))), policy
+
+
+def averaged(rank, world_size):
+    """The averages of shards are the shards of averages."""
+    for dtype, options in STORED:
+        if "ema_decay" not in options:
+            continue
+        model, plain = sharded(ALIGNED, dtype), Parameters(ALIGNED, dtype)
+        optimizer, other = (fusedopt.AdamW(m.parameters(), **options) for m in (model, plain))
+        train(model, optimizer)
+        train(plain, other)
+        before = [local(p).clone() for p in model.parameters()]
+        with optimizer.averaged(), other.averaged():
+            for p, q, old in zip(model.parameters(), plain.parameters(), before, strict=True):
+                assert torch.equal(local(p), local(placed(q.detach(), p)))
+                assert not old.numel() or not torch.equal(local(p), old)
+        for p, old in zip(model.parameters(), before, strict=True):
+            assert torch.equal(local(p), old)
+        train(model, optimizer)
 
 
 def at_iterate(rank, world_size):

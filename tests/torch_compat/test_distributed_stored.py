@@ -24,6 +24,7 @@ import pytest
         (wrappers.zero, 2),
         (wrappers.zero_draws, 2),
         (wrappers.policies, 2),
+        (wrappers.averaged, 2),
         (wrappers.at_iterate, 2),
     ],
     ids=lambda value: getattr(value, "__name__", value),
