@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import forked
 import fusedopt
 from fusedopt import _native, local_tensor, part_of
 
@@ -78,15 +79,7 @@ REFUSED = {
 
 
 def run_python(code):
-    result = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code],
-        cwd=Path(fusedopt.__file__).parents[1],  # the package that is tested
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    forked.run_python(PRELUDE + code)
 
 
 def test_a_torch_that_cannot_be_read_is_refused_and_changes_nothing():
