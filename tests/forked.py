@@ -1,11 +1,13 @@
-"""Processes that begin where torch and the package are imported: a server forks them.
+"""Processes that begin where torch has been imported: a server forks them.
 
-Importing torch, and what it imports when it makes its first optimizer, takes seconds. What is
-tried must not depend on threads or on how a process begins: OpenMP's threads are gone in a fork.
+Importing torch, and what it imports when it makes its first optimizer, takes seconds. What is tried
+must not depend on OpenMP's threads, which a forked process does without, nor on the end of the
+interpreter.
 """
 
 from __future__ import annotations
 
+import os
 import traceback
 from multiprocessing.connection import Connection
 
@@ -13,7 +15,6 @@ import torch.multiprocessing
 
 SECONDS = 120  # of what takes seconds: a hang has to fail, and nothing else
 PRELOAD = [
-    "fusedopt",
     "torch._dynamo",
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
@@ -29,7 +30,8 @@ def context():
     return server
 
 
-def _execute(code: str, results: Connection) -> None:
+def _execute(code: str, environment: dict[str, str], results: Connection) -> None:
+    os.environ.update(environment)
     try:
         exec(code, {"__name__": "__main__"})
         results.send("")
@@ -37,14 +39,14 @@ def _execute(code: str, results: Connection) -> None:
         results.send(traceback.format_exc())
 
 
-def run_python(code: str) -> None:
-    """Runs code in a process of its own.
+def run_python(code: str, **environment: str) -> None:
+    """Runs code in a process of its own, which has not imported the package.
 
     Raises:
         AssertionError: it raised something, crashed or hung.
     """
     ours, theirs = context().Pipe(duplex=False)
-    process = context().Process(target=_execute, args=(code, theirs))
+    process = context().Process(target=_execute, args=(code, environment, theirs))
     process.start()
     theirs.close()
     try:

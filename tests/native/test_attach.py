@@ -6,10 +6,6 @@ And what it takes from torch's library where that answers: speed, and nothing el
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -138,33 +134,21 @@ for torch.__version__ in ("2.12.1", "2.14.0", "2.130.0", "3.13.0", "2.13", "2.13
 """)
 
 
-def run_with_switch(value, code):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "FUSEDOPT_TORCH_LIBRARY": value},
-        cwd=Path(fusedopt.__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("0", "switched off by FUSEDOPT_TORCH_LIBRARY=0"), ("1", "description, negation, version")],
 )
 def test_the_environment_switches_the_library(value, expected):
-    code = """
+    code = f"""
 import torch, fusedopt
 from fusedopt import info
 param = torch.ones(3); param.grad = torch._neg_view(torch.ones(3))
 fusedopt.SGD([param], lr=0.5).step()
 assert param.tolist() == [1.5] * 3
-print(info.collect()["torch's library tells"], fusedopt._native.torch_answers() == [])
+assert info.collect()["torch's library tells"] == {expected!r}
+assert (fusedopt._native.torch_answers() == []) == {value == "0"}
 """
-    result = run_with_switch(value, code)
-    assert result.stdout.strip() == f"{expected} {value == '0'}", result.stderr
+    forked.run_python(code, FUSEDOPT_TORCH_LIBRARY=value)
 
 
 @pytest.mark.parametrize("value", ["", "2", "no", "true", " 1"])
@@ -175,9 +159,15 @@ def test_another_value_of_the_switch_is_refused(value, monkeypatch):
 
 
 def test_the_import_refuses_another_value_of_the_switch():
-    result = run_with_switch("off", "import fusedopt")
-    assert result.returncode != 0
-    assert "ValueError: FUSEDOPT_TORCH_LIBRARY must be 0 or 1, not 'off'" in result.stderr
+    code = """
+try:
+    import fusedopt
+except ValueError as error:
+    assert str(error) == "FUSEDOPT_TORCH_LIBRARY must be 0 or 1, not 'off'", error
+else:
+    raise AssertionError
+"""
+    forked.run_python(code, FUSEDOPT_TORCH_LIBRARY="off")
 
 
 def test_the_library_is_left_alone_if_told_so():
@@ -196,7 +186,7 @@ with torch.inference_mode():
     import fusedopt
 assert fusedopt._native.torch_answers() == ["description", "negation", "version"]
 """
-    subprocess.run([sys.executable, "-c", code], cwd="/", check=True, timeout=120)
+    forked.run_python(code)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +262,7 @@ with FakeTensorMode():
     import fusedopt
 assert "description" not in fusedopt._native.torch_answers()
 """
-    subprocess.run([sys.executable, "-c", code], cwd=Path(fusedopt.__file__).parents[1], check=True)
+    forked.run_python(code)
 
 
 # A number that the table calls one on a GPU, to which `to` does not take it.

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+import forked
 import fusedopt
 from fusedopt import reference
 from fusedopt.checking.cases import CASES, DTYPES
 from fusedopt.checking.rows import ROWS
 from fusedopt.checking.verify import count_mismatches, gradients, reference_rule, threads, to_array
-from helpers import Guarded, bits, run_python, scaled_step, snapshot
+from helpers import Guarded, bits, scaled_step, snapshot
 
 DTYPE_IDS = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
 SIZES = (0, 1, 7, 511, 513, 4099)
@@ -226,7 +227,7 @@ assert param.tolist() == param.grad.tolist() == [0.5] * 5
 
 def test_a_number_elsewhere_whose_copy_is_none_is_refused():
     """Where somebody replaces torch's ``to``: a double, two numbers, none, a copy still there."""
-    run_python(ELSEWHERE)
+    forked.run_python(ELSEWHERE)
 
 
 def test_gradient_that_cannot_be_divided_in_place_is_refused():
