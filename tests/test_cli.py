@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import forked
 import fusedopt
 from fusedopt import info, reference
 from fusedopt.benchmarks import run as bench
@@ -78,12 +79,9 @@ class NotBuilt:
 
 sys.meta_path.insert(0, NotBuilt)
 from fusedopt.info import collect
-print(collect()["CUDA in fusedopt"])
+assert collect()["CUDA in fusedopt"] == "not built"
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout == "not built\n"
+    forked.run_python(code)
 
 
 @pytest.mark.parametrize(

@@ -123,34 +123,45 @@ def _gradient_steps(
     return [[gradients(n, dtype, generator) for n in sizes] for _ in range(steps)]
 
 
-def oracle_distance(
-    case: Case,
-    dtype: torch.dtype,
-    options: dict[str, Any],
-    before: tuple[Array, State],
-    grad: Array,
-    after: Array,
-) -> float:
-    """Largest distance of a step's parameters from the same step in a wider type, in ULP."""
-    wider: Any = np.longdouble if dtype == torch.float64 else np.float64
+class Oracle:
+    """One step of a case in a wider type, on the elements with gradients of ordinary size."""
 
-    def widen(function: Callable[[Array], Array]) -> tuple[Array, Array, State]:
+    def __init__(
+        self,
+        case: Case,
+        dtype: torch.dtype,
+        options: dict[str, Any],
+        before: tuple[Array, State],
+        grad: Array,
+    ) -> None:
+        self._wider: Any = np.longdouble if dtype == torch.float64 else np.float64
+        self._ordinary = is_ordinary(grad.size)
+        info = torch.finfo(dtype)
+        self._param, _ = case.row.reference(*self._widened(before, grad, np.positive), **options)
+        # With all signs made equal, and the update added, every sum is one of magnitudes.
+        as_sum = {**options, "lr": -options["lr"], "maximize": False}
+        magnitude, _ = case.row.reference(*self._widened(before, grad, np.abs), **as_sum)
+        with np.errstate(all="ignore"):
+            exponent = np.floor(np.log2(np.maximum(magnitude, info.smallest_normal)))
+            self._ulp = np.exp2(exponent) * info.eps
+
+    def _widened(
+        self, before: tuple[Array, State], grad: Array, function: Callable[[Array], Array]
+    ) -> tuple[Array, Array, State]:
+        def widen(array: Array) -> Array:
+            return function(array[self._ordinary].astype(self._wider))
+
         state = {
-            name: function(value.astype(wider)) if isinstance(value, np.ndarray) else value
+            name: widen(value) if isinstance(value, np.ndarray) else value
             for name, value in before[1].items()
         }
-        return function(before[0].astype(wider)), function(grad.astype(wider)), state
+        return widen(before[0]), widen(grad), state
 
-    info = torch.finfo(dtype)
-    oracle, _ = case.row.reference(*widen(np.positive), **options)
-    # With all signs made equal, and the update added, every sum is one of magnitudes.
-    as_sum = {**options, "lr": -options["lr"], "maximize": False}
-    magnitude, _ = case.row.reference(*widen(np.abs), **as_sum)
-    with np.errstate(all="ignore"):
-        ulp = np.exp2(np.floor(np.log2(np.maximum(magnitude, info.smallest_normal)))) * info.eps
-        distance = np.abs(after.astype(wider) - oracle) / ulp
-    comparable = np.isfinite(distance) & is_ordinary(grad.size)
-    return float(np.max(distance[comparable], initial=0.0))
+    def distance(self, after: Array) -> float:
+        """Largest distance of a step's parameters from it, in ULP."""
+        with np.errstate(all="ignore"):
+            apart = np.abs(after[self._ordinary].astype(self._wider) - self._param) / self._ulp
+        return float(np.max(apart[np.isfinite(apart)], initial=0.0))
 
 
 @dataclass
@@ -269,6 +280,8 @@ def verify_case(
             for (param, state), grad in zip(before, grad_arrays, strict=True)
         ]
         compare = step <= 3 or step % 10 == 0 or step == steps
+        if compare:
+            oracle = Oracle(case, dtype, options, before[-1], grad_arrays[-1])
         for (name, count), run in runs.items():
             run.step(grads)
             if not compare:
@@ -276,8 +289,7 @@ def verify_case(
             where = f"{case}, {count} threads, step {step}"
             results[name].add(sum(sizes), run.mismatches(expected), where)
             if count == thread_counts[0]:
-                after = to_array(run.params[-1])
-                ulp = oracle_distance(case, dtype, options, before[-1], grad_arrays[-1], after)
+                ulp = oracle.distance(to_array(run.params[-1]))
                 results[name].ulp = max(results[name].ulp, ulp)
     return list(results.values())
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import forked
 import fusedopt
 from emulation import emulation
 from fusedopt import _native
@@ -251,5 +252,8 @@ def test_large_states_are_on_huge_pages_if_wanted(wanted):
 
 
 def test_huge_pages_are_asked_for_by_environment():
-    code = "from fusedopt.info import collect; print(collect()['huge pages'])"
-    assert run_python(code, FUSEDOPT_HUGE_PAGES="1").stdout.startswith("asked for;")
+    code = """
+from fusedopt.info import collect
+assert collect()["huge pages"].startswith("asked for;")
+"""
+    forked.run_python(code, FUSEDOPT_HUGE_PAGES="1")

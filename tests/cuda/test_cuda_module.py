@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import shutil
 import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
 
+import forked
 import fusedopt
 from fusedopt import _native
 from fusedopt.checking.rows import ROWS
@@ -19,28 +19,27 @@ from fusedopt.info import collect
 HAS_CUDA = find_spec("fusedopt._cuda") is not None
 
 
-def run(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-
 def test_stepping_on_the_cpu_does_not_load_it():
-    result = run(
+    forked.run_python(
         "import sys, torch, fusedopt\n"
         "param = torch.nn.Parameter(torch.ones(3)); param.grad = torch.ones(3)\n"
         "fusedopt.Adam([param]).step()\n"
         "assert 'fusedopt._cuda' not in sys.modules"
     )
-    assert result.returncode == 0, result.stderr
 
 
 def test_without_it_the_error_says_how_to_build_it():
-    result = run(
-        "import sys, fusedopt\n"
-        "sys.modules['fusedopt._cuda'] = None  # as if it were not there\n"
-        "fusedopt._native.load_cuda()"
-    )
-    assert "NotImplementedError: this fusedopt was built without CUDA" in result.stderr
-    assert "FUSEDOPT_CUDA=ON" in result.stderr
+    forked.run_python("""
+import sys, fusedopt
+sys.modules["fusedopt._cuda"] = None  # as if it were not there
+try:
+    fusedopt._native.load_cuda()
+except NotImplementedError as error:
+    assert "this fusedopt was built without CUDA" in str(error), error
+    assert "FUSEDOPT_CUDA=ON" in str(error), error
+else:
+    raise AssertionError
+""")
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="built without CUDA")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -92,24 +94,30 @@ def test_the_mean_is_compared_with_the_seeds_of_float32(example, losses, where, 
     assert str(standing) == said
 
 
-def run(*arguments):
-    command = [sys.executable, EXAMPLES / "fewer_bytes.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+def run(example, *arguments):
+    """The command, here; it trains in processes of its own."""
+    app = typer.Typer()
+    app.command()(example.main)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_tables_and_pictures_are_the_same_from_a_file(tmp_path):
+def test_tables_and_pictures_are_the_same_from_a_file(example, tmp_path):
+    """Of the script, which trains, and of the command in this process."""
     file = tmp_path / "losses.json"
-    trained = run(
-        "--seeds", 2, "--shorter", 100, "--only", "SGD", "--json", file, "--plot", tmp_path / "a"
-    )
+    arguments = ["--seeds", "2", "--shorter", "100", "--only", "SGD", "--workers", "1"]
+    trained = subprocess.run(
+        [sys.executable, EXAMPLES / "fewer_bytes.py", *arguments, "--json", file, "--plot",
+         tmp_path / "a"],
+        capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     report = json.loads(file.read_text())
     assert report["settings"] == {"seeds": 2, "shorter": 100}
     assert report["machine"]["torch"] == torch.__version__
     assert [r["steps"] for r in report["results"]] == [4] * 7 + [4] * 7 + [100] * 7
 
-    read = run("--from", file, "--plot", tmp_path / "b")
-    assert read.returncode == 0, read.stderr
+    read = run(example, "--from", file, "--plot", tmp_path / "b")
+    assert read.exit_code == 0, read.output
     assert read.stdout.replace("/b/", "/a/") == trained.stdout
     for theme in ("light", "dark"):
         name = f"fewer-bytes-{theme}.svg"
@@ -117,10 +125,10 @@ def test_tables_and_pictures_are_the_same_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--only", "--task"])
-def test_unknown_names_are_refused(option):
-    refused = run(option, "sine")
-    assert refused.returncode == 2
-    assert "sine is not one of" in refused.stderr
+def test_unknown_names_are_refused(example, option):
+    refused = run(example, option, "sine")
+    assert refused.exit_code == 2
+    assert "sine is not one of" in refused.output
 
 
 def test_published_losses_are_complete(example):

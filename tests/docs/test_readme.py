@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,14 +28,11 @@ def test_benchmark_tables_are_renewed(document):
     assert renewed(document) == document.read_text()
 
 
-def test_digits_table_is_that_of_the_results_file():
+def test_digits_table_is_that_of_the_results_file(monkeypatch, capsys):
     (path,) = (ROOT / "examples" / "results").glob("train_digits*.json")
-    script = ROOT / "examples" / "train_digits.py"
-    table = subprocess.run(
-        [sys.executable, script, "--markdown-from", path],
-        capture_output=True, text=True, check=True, encoding="utf-8",
-    ).stdout  # fmt: skip
-    assert table.strip() in (ROOT / "docs" / "digits.md").read_text()
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    importlib.import_module("train_digits").main(markdown_from=path)
+    assert capsys.readouterr().out.strip() in (ROOT / "docs" / "digits.md").read_text()
 
 
 def test_links_within_the_repository_lead_somewhere():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
+import forked
 from helpers import run_python
 
 # One attempt in a process of its own, which may be short of memory in many places: the address
@@ -58,7 +57,7 @@ rows["SGD"].optimizer([torch.ones(1)])  # torch imports more when it makes the f
 
 def test_a_step_is_done_or_raises_memory_error():
     """From no byte to spare up to enough, each in a forked copy of one process."""
-    run_python(f"""{ATTEMPT}
+    forked.run_python(f"""{ATTEMPT}
 import collections, itertools, os
 outcomes = collections.Counter()
 for states, threads in itertools.product((False, True), (1, 8)):
@@ -80,13 +79,13 @@ assert outcomes[False, 0] and outcomes[False, 1] and outcomes[True, 0]
 """)
 
 
-@pytest.mark.parametrize("spare", [1 << 16, 1 << 24])
-def test_threads_that_cannot_be_started_are_not_missed(spare):
+def test_threads_that_cannot_be_started_are_not_missed():
     """In a process that was not forked, where OpenMP's runtime would have to start them."""
     run_python(
         f"""{ATTEMPT}
 attempt(rows["SGD"], [4_000_000], False, 1, False, 1 << 30)
-attempt(rows["SGD"], [4_000_000], False, 16, False, {spare})
+for spare in (1 << 16, 1 << 24):
+    attempt(rows["SGD"], [4_000_000], False, 16, False, spare)
 """
     )
 

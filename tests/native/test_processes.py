@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import forked
 import fusedopt
 from fusedopt.checking.rows import ROWS
 from fusedopt.checking.verify import threads
@@ -78,7 +79,7 @@ def test_one_optimizer_whose_state_another_thread_replaces():
 
 def test_hogwild():
     """Two processes train one model in shared memory, each with an optimizer of its own."""
-    result = run_python("""
+    forked.run_python("""
 import torch, fusedopt
 import torch.multiprocessing as multiprocessing
 
@@ -106,11 +107,9 @@ for worker in workers:
     worker.start()
 for worker in workers:
     worker.join(60)
-print([worker.exitcode for worker in workers], before, loss_of(model, inputs).item())
 assert [worker.exitcode for worker in workers] == [0, 0]
 assert loss_of(model, inputs).item() < before / 10
 """)
-    assert result.stdout.startswith("[0, 0]")
 
 
 def test_the_interpreter_ends_while_a_daemon_thread_steps():
