@@ -21,7 +21,7 @@ from .contestants.contests import (
     TRAINED,
     UNFUSED,
 )
-from .measuring import costs, machine, resident, scaling, storage, training
+from .measuring import costs, machine, resident, scaling, sequences, storage, training
 from .measuring.measure import (
     LR,
     Conditions,
@@ -49,6 +49,7 @@ PARTS = {
     "elements": scaling.elements,
     "threads": scaling.threads,
     "training": training.training,
+    "sequences": sequences.sequences,
     "costs": costs.costs,
     "storage": storage.storage,
     "offload": storage.offload,
@@ -57,7 +58,7 @@ PARTS = {
 GPU_PARTS = {name: PARTS[name] for name in ("tensors", "elements")}
 
 # Those that have dtypes of their own, whatever the run's is.
-STORED = ("storage", "offload", "memory")
+OF_OWN_DTYPES = ("sequences", "storage", "offload", "memory")
 
 # Optimizers beside the main one, which runs on every workload.
 _MORE = dict.fromkeys(
@@ -166,7 +167,7 @@ def plan(
     if dtype != "float32" and not only:
         names = [name for name in names if workloads[name].dtype is None]
     everything = not (only or optimizers or quick or on_gpu)
-    of_the_run = [name for name in parts if name not in STORED or dtype == "float32"]
+    of_the_run = [name for name in parts if name not in OF_OWN_DTYPES or dtype == "float32"]
     return Plan(
         [(workloads[name], optimizers or [MAIN, *more.get(name, ())]) for name in names],
         [name for name in parts if name in only or (everything and name in of_the_run)],

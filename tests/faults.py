@@ -171,6 +171,8 @@ MUTANTS = [
         ("a block left out at a cut", "int64_t b = square_blocks_of(before);",
          "int64_t b = square_blocks_of(before) + (before > 0);"),
         ("strides of gradients ignored", "if (tensor.dim_count > 0) {", "if (false) {"),
+        ("a floor that reads half", "std::min(begin + kSquareBlock, tensor.numel)",
+         "std::min(begin + kSquareBlock / 2, tensor.numel)"),
     ),
     *rule(
         "csrc/bindings/step.cpp",

@@ -18,7 +18,7 @@ from ..contestants.ways import OVERWRITING, PLAIN, WAYS, is_low_bit
 
 # Largest difference, as a fraction of the largest parameter. With 16 bits torch's for-loop and
 # foreach round after every operation, and an eps may be below float16's normal numbers.
-_TOLERANCE = {
+TOLERANCE = {
     torch.float64: 1e-9,
     torch.float32: 1e-4,
     torch.bfloat16: 0.06,
@@ -39,10 +39,10 @@ def check(peers: dict[str, Factory], dtype: torch.dtype, device: str = "cpu") ->
     """
     expected = _trajectory(peers[OURS], dtype, device)
     reasons = {
-        name: _reason(
+        name: difference(
             partial(_trajectory, factory, dtype, device),
             expected,
-            None if is_low_bit(name) else _TOLERANCE[dtype],
+            None if is_low_bit(name) else TOLERANCE[dtype],
         )
         for name, factory in peers.items()
         if name not in (OURS, TOUCH, COPY)
@@ -61,11 +61,11 @@ def check_stored(factories: dict[tuple[str, str], Factory]) -> dict[str, dict[st
     for (name, who), factory in factories.items():
         way = WAYS[name]
         is_coded = is_low_bit(who) or way.options.get("state_bits") == 8
-        tolerance = _TOLERANCE[torch.float32 if name == PLAIN else torch.bfloat16]
+        tolerance = TOLERANCE[torch.float32 if name == PLAIN else torch.bfloat16]
         trajectory = partial(
             _trajectory, factory, way.param, "cpu", way.grad, may_overwrite=who in OVERWRITING
         )
-        reason = _reason(trajectory, expected, None if is_coded else tolerance)
+        reason = difference(trajectory, expected, None if is_coded else tolerance)
         if reason is not None:
             if who == OURS:
                 raise UnfitError(f"{name}: {reason}")
@@ -126,7 +126,7 @@ def raises(error: Exception) -> str:
     return f"raises {type(error).__name__}: {message}"
 
 
-def _reason(
+def difference(
     trajectory: Callable[[], list[torch.Tensor]],
     expected: list[torch.Tensor],
     tolerance: float | None,

@@ -91,7 +91,7 @@ def derive_ratios(timings: dict[str, Timing]) -> dict[str, Any]:
     fastest = min(theirs, key=lambda name: summarize(theirs[name].seconds).median, default=None)
     speedup = ratios[fastest] if fastest else None
     return {
-        "share_of_touch": asdict(ratio(timings[TOUCH], ours)),
+        "share_of_touch": asdict(ratio(timings[TOUCH], ours)) if TOUCH in timings else None,
         "fastest_torch": fastest,
         "speedup": asdict(speedup) if speedup else None,
         "tie": speedup is not None and is_tie(speedup),

@@ -19,8 +19,8 @@ from .checks import Warm, check, warm_again, warm_up
 from .describe import derive, derive_ratios, describe_timing, state_bytes
 from .shared_states import share_states
 from .timing import (
-    ColdClock,
     Settings,
+    SingleStepClock,
     Step,
     Timing,
     clock_of,
@@ -230,19 +230,20 @@ def measure_cold(
     settings = conditions.settings
     rounds = max(settings.min_rounds, settings.max_rounds // 2)
     once = replace(settings, measurement=0.0, min_rounds=rounds, max_rounds=rounds)
-    clock = ColdClock(backward_pass())
+    _, backward = backward_pass("MLP")
+    clock = SingleStepClock(backward)
     timings = interleave(_steps_of(optimizers), once, advance, clock)
     derived = derive_ratios(timings)
     peers = {name: describe_timing(timing) for name, timing in timings.items()}
     return {"cold": {**derived, "peers": peers}}
 
 
-def backward_pass() -> Step:
-    """Forward and backward of the small MLP on 64 images, to be called again and again."""
-    make, batch = MODELS["MLP"]
+def backward_pass(name: str) -> tuple[nn.Module, Step]:
+    """A model of ``MODELS``; and its forward and backward, to be called again and again."""
+    make, batch = MODELS[name]
     model, (inputs, targets), loss_of = make(), batch(), nn.CrossEntropyLoss()
 
     def run() -> None:
         loss_of(model(inputs), targets).backward()
 
-    return run
+    return model, run

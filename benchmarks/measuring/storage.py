@@ -199,9 +199,7 @@ def _slow(steps: dict[Who, Step], conditions: Conditions) -> list[Who]:
 def _interleave(
     steps: dict[Who, Step], floor: Who, conditions: Conditions, bars: Bars
 ) -> dict[Who, Timing]:
-    named = {" by ".join(who): step for who, step in steps.items()}
-    timings = interleave(named, conditions.settings, bars.advance, floor=" by ".join(floor))
-    return {who: timings[" by ".join(who)] for who in steps}
+    return interleave(steps, conditions.settings, bars.advance, floor=floor)
 
 
 def _beside_ours(

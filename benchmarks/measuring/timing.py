@@ -6,14 +6,16 @@ import gc
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy
 import torch
 
 Step = Callable[[], object]
+Who = TypeVar("Who", bound=Hashable)  # a name, or several that together say who is timed
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ class HostClock:
         timing.seconds.append((time.perf_counter() - start) / timing.steps)
 
 
-class ColdClock:
-    """Times single steps, ahead of each of which something else has used the caches.
+class SingleStepClock:
+    """Times single steps, each after something else, which uses the caches or makes gradients.
 
     Args:
         between: what runs ahead of every step, untimed.
@@ -159,7 +161,7 @@ class GpuClock:
         timing.stream_seconds.append(milliseconds * 1e-3 / timing.steps)
 
 
-Clock = HostClock | ColdClock | GpuClock
+Clock = HostClock | SingleStepClock | GpuClock
 
 
 def clock_of(device: str) -> Clock:
@@ -178,12 +180,12 @@ def estimate(step: Step, measurement: float, clock: Clock) -> float:
 
 
 def interleave(
-    steps: dict[str, Step],
+    steps: dict[Who, Step],
     settings: Settings,
     advance: Callable[[int, int], None],
     clock: Clock | None = None,
-    floor: str | None = None,
-) -> dict[str, Timing]:
+    floor: Who | None = None,
+) -> dict[Who, Timing]:
     """Times every peer once per round, in an order that rotates from round to round.
 
     Args:
@@ -221,8 +223,8 @@ def interleave(
 
 def _measure_rounds(
     rounds: int,
-    steps: dict[str, Step],
-    timings: dict[str, Timing],
+    steps: dict[Who, Step],
+    timings: dict[Who, Timing],
     clock: Clock,
     advance: Callable[[int, int], None],
 ) -> None:
@@ -251,7 +253,7 @@ def _most(rounds: Sequence[bool]) -> bool:
     return 2 * sum(rounds) > len(rounds)
 
 
-def extend(timings: dict[str, Timing], further: dict[str, Timing]) -> None:
+def extend(timings: dict[Who, Timing], further: dict[Who, Timing]) -> None:
     """Adds the rounds of further timings of the same peers."""
     for name, timing in further.items():
         into = timings.setdefault(name, Timing(timing.steps))

@@ -176,7 +176,7 @@ def speedup_cell(case: dict[str, Any]) -> str:
     if case["speedup"] is None:
         return "-"
     mark = " tie" if case["tie"] else ""
-    mark += " unsettled" if is_unsettled(case["peers"][TOUCH]) else ""
+    mark += " unsettled" if TOUCH in case["peers"] and is_unsettled(case["peers"][TOUCH]) else ""
     return three_digits(case["speedup"]["median"]) + mark
 
 

@@ -140,6 +140,7 @@ def _timings(result: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
         *((f"training: {row['model']}", row) for row in parts.get("training", ())),
         *((f"{row['workload']}, {row['way']}, threads: {row['threads']}", row)
           for row in stored),
+        *((f"{row['workload']}, {row['sequence']}", row) for row in parts.get("sequences", ())),
     ]  # fmt: skip
     return {(name, peer): timing for name, row in named for peer, timing in row["peers"].items()}
 

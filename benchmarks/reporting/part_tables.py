@@ -85,6 +85,35 @@ def training(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     )
 
 
+def sequences(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
+    """What is called between backward and the next forward."""
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        is_timed = row["fastest_torch"] is not None
+        return [
+            row["workload"],
+            row["sequence"],
+            format_seconds(row["peers"][OURS]["median"]),
+            percent(row["share_of_touch"]) if row["share_of_touch"] else "-",
+            peer_cell(row, row["fastest_torch"]) if is_timed else "note",
+            speedup_cell(row),
+            f"{100 * (1 - 1 / row['speedup']['median']):.0f}%" if is_timed else "-",
+        ]
+
+    return Table(
+        ("workload", "sequence", OURS, "floor", "torch", "ratio", "saves"),
+        [cells(row) for row in rows],
+        f"Median time of what is called between backward and the next forward, with {TRAINED}. "
+        f"{OURS} clips in the step, or by its clip_grad_norm_ where that is named; torch by its "
+        "own, ahead of its fused step of float32 states. floor: time of kernels that only read the "
+        "gradients and then move the step's bytes, over fusedopt's; of the norm, of reading alone. "
+        "ratio: torch over fusedopt, the median over rounds of both times in one round; saves: the "
+        "part of torch's time. Of whole training steps, torch is its fastest implementation. tie "
+        "and unsettled as above.",
+        notes=not_timed([{**row, "optimizer": row["sequence"]} for row in rows]),
+    )
+
+
 def costs(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     """What comes before the steady state."""
     return Table(

@@ -76,6 +76,7 @@ _TABLES: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], Table]] = {
     "elements": part_tables.family,
     "threads": part_tables.threads,
     "training": part_tables.training,
+    "sequences": part_tables.sequences,
     "costs": part_tables.costs,
     "storage": storage_tables.storage,
     "offload": storage_tables.storage,

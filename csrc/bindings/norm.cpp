@@ -6,6 +6,7 @@
 #include "bindings/engines.h"
 #include "bindings/exceptions.h"
 #include "core/ieee_environment.h"
+#include "cpu/measure.h"
 
 namespace fusedopt {
 namespace {
@@ -66,6 +67,28 @@ py::list sums_of_squares(const TorchTensors& torch, const py::list& tensors, con
   return result;
 }
 
+// Of tensors on the CPU, without gaps.
+void touch_lines(const TorchTensors& torch, const py::list& tensors) {
+  constexpr const char* kName = "the tensor";
+  SquareList list;
+  with_exceptions(
+      [&] {
+        for (const py::handle tensor : tensors) {
+          torch.require_tensor(tensor.ptr(), "an element of the list");
+          const DLTensor described = torch.describe(tensor.ptr(), kName);
+          const TensorView view = to_view(described, kName);
+          list.add(view, false, 0);
+          if (view.device.type == DeviceType::kCpu && list.tensors().back().dim_count == 0)
+            continue;
+          throw Refusal(Refusal::kValue, "it has gaps in its memory, or is not on the CPU");
+        }
+        const int max_threads = torch.num_threads();
+        const ReleasedGil release;
+        cpu::touch_lines(list, max_threads);
+      },
+      [&] { return "tensor " + std::to_string(std::max<size_t>(list.tensors().size(), 1) - 1); });
+}
+
 }  // namespace
 
 void define_norm(py::module_& m, const TorchTensors& torch) {
@@ -76,6 +99,10 @@ void define_norm(py::module_& m, const TorchTensors& torch) {
       },
       py::arg("tensors"), py::arg("sums"),
       "The exact sums of the squares of tensors on the CPU, each of which belongs to one sum.");
+  m.def(
+      "touch_lines", [&torch](const py::list& tensors) { touch_lines(torch, tensors); },
+      py::arg("tensors"),
+      "Reads a byte of every cache line of tensors on the threads that sums_of_squares takes.");
   m.def(
       "norm_of_squares",
       [](const py::object& sum) {

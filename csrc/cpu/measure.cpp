@@ -82,33 +82,60 @@ class BlockSums {
 // Divided by this, the square of no double is infinite that is not itself.
 constexpr double kLargestRoot = 0x1p600;
 
+constexpr int64_t kLine = 64;  // bytes that a cache holds together
+
+int parts_of(const SquareList& list, int max_threads) {
+  const int64_t worthwhile = list.numel() / (kReadsPerUpdate * min_elements_per_thread());
+  const int parts = static_cast<int>(std::clamp<int64_t>(worthwhile, 1, max_threads));
+  return can_start_threads(parts) ? parts : 1;
+}
+
+// Calls visit(tensor, block) for each block of a part.
+template <class Visit>
+void for_each_block(const SquareList& list, int part, int parts, const Visit& visit) {
+  const int64_t begin = list.cut(part, parts), end = list.cut(part + 1, parts);
+  const auto& tensors = list.tensors();
+  for (size_t t = list.tensor_at(begin); t < tensors.size() && tensors[t].first < end; ++t) {
+    const int64_t before = std::max<int64_t>(begin - tensors[t].first, 0);
+    for (int64_t b = square_blocks_of(before); b < square_blocks_of(tensors[t].numel); ++b) {
+      if (tensors[t].first + b * kSquareBlock >= end) break;
+      visit(tensors[t], b);
+    }
+  }
+}
+
 }  // namespace
 
 void sum_squares(const KernelTable& isa, SquareList& list, const float* grad_scale, int max_threads,
                  std::span<ExactSum> sums) {
   std::vector<double>& block_sums = list.block_sums();
-  const int64_t worthwhile = list.numel() / (kReadsPerUpdate * min_elements_per_thread());
-  int parts = static_cast<int>(std::clamp<int64_t>(worthwhile, 1, max_threads));
-  if (!can_start_threads(parts)) parts = 1;
+  const int parts = parts_of(list, max_threads);
   const std::optional<double> scale =
       grad_scale == nullptr ? std::nullopt : std::optional<double>(*grad_scale);
   const BlockSums blocks(isa, list, scale), divided(isa, list, scale.value_or(1) * kLargestRoot);
   run_parts(parts, [&](int part) noexcept {
-    const int64_t begin = list.cut(part, parts), end = list.cut(part + 1, parts);
-    const auto& tensors = list.tensors();
-    for (size_t t = list.tensor_at(begin); t < tensors.size() && tensors[t].first < end; ++t) {
-      const int64_t before = std::max<int64_t>(begin - tensors[t].first, 0);
-      for (int64_t b = square_blocks_of(before); b < square_blocks_of(tensors[t].numel); ++b) {
-        if (tensors[t].first + b * kSquareBlock >= end) break;
-        double sum = blocks.sum(tensors[t], b);
-        if (tensors[t].in_double && std::isinf(sum)) {
-          if (std::isfinite(divided.sum(tensors[t], b))) sum = kOverflow;
-        }
-        block_sums[static_cast<size_t>(tensors[t].first_block + b)] = sum;
+    for_each_block(list, part, parts, [&](const Squared& tensor, int64_t block) {
+      double sum = blocks.sum(tensor, block);
+      if (tensor.in_double && std::isinf(sum)) {
+        if (std::isfinite(divided.sum(tensor, block))) sum = kOverflow;
       }
-    }
+      block_sums[static_cast<size_t>(tensor.first_block + block)] = sum;
+    });
   });
   list.add_block_sums(sums);
+}
+
+void touch_lines(const SquareList& list, int max_threads) {
+  const int parts = parts_of(list, max_threads);
+  run_parts(parts, [&](int part) noexcept {
+    for_each_block(list, part, parts, [&](const Squared& tensor, int64_t block) {
+      const auto size = static_cast<int64_t>(size_of(tensor.format));
+      const int64_t begin = block * kSquareBlock;
+      const int64_t end = std::min(begin + kSquareBlock, tensor.numel);
+      const auto* const bytes = static_cast<const volatile char*>(tensor.data);
+      for (int64_t at = begin * size; at < end * size; at += kLine) (void)bytes[at];
+    });
+  });
 }
 
 }  // namespace fusedopt::cpu

@@ -13,4 +13,8 @@ namespace fusedopt::cpu {
 void sum_squares(const KernelTable& isa, SquareList& list, const float* grad_scale, int max_threads,
                  std::span<ExactSum> sums);
 
+// Reads a byte of every cache line of tensors without gaps, and nothing more: the floor of the time
+// that summing takes.
+void touch_lines(const SquareList& list, int max_threads);
+
 }  // namespace fusedopt::cpu

@@ -194,7 +194,7 @@ def test_pictures_are_drawn_in_both_themes(result, tmp_path):
     large = measure_case(TINY, "Adam", make_groups(TINY, torch.float32), CONDITIONS, no_advance)
     large["ideal_bytes"] = plots.IN_NO_CACHE
     paths = plots.draw_all({**result, "cases": [*result["cases"], large]}, tmp_path)
-    drawn = set(plots._PICTURES) - set(bench.STORED)
+    drawn = set(plots._PICTURES) - set(bench.OF_OWN_DTYPES)
     names = {f"benchmark-{name}-{theme}.svg" for name in drawn for theme in ("light", "dark")}
     assert {path.name for path in paths} == names == {path.name for path in tmp_path.iterdir()}
     assert all("<svg" in path.read_text() for path in paths)

@@ -225,7 +225,7 @@ def test_a_slow_peer_has_rounds_of_its_own_beside_ours(monkeypatch):
     rounds = []
 
     def note(steps, *rest, **floor):
-        rounds.append({tuple(name.split(" by ")) for name in steps})
+        rounds.append({*steps})
         return interleave(steps, *rest, **floor)
 
     monkeypatch.setattr(storage, "_SLOW", 0)
@@ -306,8 +306,8 @@ def test_a_part_for_which_there_is_not_the_memory_is_a_line(monkeypatch):
 
 
 def test_parts_with_dtypes_of_their_own_belong_to_a_run_in_float32():
-    assert set(bench.STORED) <= set(bench.plan(False, (), ()).parts)
-    assert not set(bench.STORED) & set(bench.plan(False, (), (), dtype="bfloat16").parts)
+    assert set(bench.OF_OWN_DTYPES) <= set(bench.plan(False, (), ()).parts)
+    assert not set(bench.OF_OWN_DTYPES) & set(bench.plan(False, (), (), dtype="bfloat16").parts)
     assert bench.plan(True, ["offload"], (), dtype="bfloat16").parts == ["offload"]
 
 

@@ -15,9 +15,9 @@ from fusedopt.benchmarks.measuring.describe import describe_timing
 from fusedopt.benchmarks.measuring.measure import make_groups
 from fusedopt.benchmarks.measuring.shared_states import share_states
 from fusedopt.benchmarks.measuring.timing import (
-    ColdClock,
     HostClock,
     Settings,
+    SingleStepClock,
     Summary,
     Timing,
     extend,
@@ -76,10 +76,10 @@ def test_places_of_different_speed_are_no_phases():
     assert not is_unsettled(describe_timing(timings["floor"]))
 
 
-def test_a_cold_step_follows_something_else():
+def test_a_single_step_follows_something_else():
     calls = []
     timing = Timing(3)
-    ColdClock(lambda: calls.append("between")).measure(lambda: calls.append("step"), timing)
+    SingleStepClock(lambda: calls.append("between")).measure(lambda: calls.append("step"), timing)
     assert calls == ["between", "step"] * 3
     assert len(timing.seconds) == 1
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+import resource
 
 import numpy as np
 import pytest
@@ -280,3 +282,33 @@ def test_edges_of_the_factor(max_norm):
         )  # fmt: skip
         for param in params:
             assert np.array_equal(bits(param), expected.view(np.int32))
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_floor_of_the_norm_reads_every_page(dtype, count):
+    """Memory that nobody has touched: the system counts what is read of it."""
+    size = (64 << 20) // dtype.itemsize
+    with mmap.mmap(-1, 64 << 20) as memory, threads(count):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        tensor = torch.frombuffer(memory, dtype=dtype)
+        parts = [tensor[: size // 3], tensor[size // 3 :]]
+        before = page_faults()
+        _native.touch_lines(parts)
+        pages = (64 << 20) // mmap.PAGESIZE
+        assert pages <= page_faults() - before <= pages + 1000
+        del tensor, parts
+
+
+def test_the_floor_of_the_norm_takes_what_it_can_read():
+    whole = torch.ones(4, 4)
+    _native.touch_lines([])
+    _native.touch_lines([torch.ones(0), whole.T])
+    with pytest.raises(ValueError, match="tensor 1: it has gaps"):
+        _native.touch_lines([whole, whole[:, ::2]])
+    with pytest.raises(TypeError, match="an element of the list"):
+        _native.touch_lines([whole, 3])
