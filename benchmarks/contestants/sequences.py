@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import fusedopt
 from fusedopt import _native
@@ -18,6 +19,10 @@ from .others import Factory
 
 Step = Callable[[], object]
 
+# Of an exponential moving average of the parameters, and the state that holds it.
+DECAY = 0.999
+AVERAGE = "ema"
+
 
 @dataclass(frozen=True)
 class Sequence:
@@ -25,12 +30,14 @@ class Sequence:
 
     Attributes:
         name: in tables.
+        averages: an exponential moving average of the parameters is kept.
         zeroes: the gradients are set to zero, in memory.
         by_hand: this package clips by its function ahead of the step, and not in the step.
         options: of this package's optimizer.
     """
 
     name: str
+    averages: bool = False
     zeroes: bool = False
     by_hand: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -38,14 +45,17 @@ class Sequence:
     @property
     def in_torch(self) -> str:
         """What torch does for the same, in float32: sequences with one name share a contestant."""
-        return "clip, step" + (", zero_grad" if self.zeroes else "")
+        average, zero = ", EMA" * self.averages, ", zero_grad" * self.zeroes
+        return f"clip, step{average}{zero}"
 
 
 SEQUENCES = (
     Sequence("clip, step"),
     Sequence("clip_grad_norm_, step", by_hand=True),
     Sequence("clip, step, 16-bit states", options={"state_bits": 16}),
+    Sequence("clip, step, EMA", averages=True),
     Sequence("clip, step, zero_grad", zeroes=True),
+    Sequence("clip, step, EMA, zero_grad", averages=True, zeroes=True),
 )
 
 
@@ -65,9 +75,12 @@ class Contestant:
     calls: Callable[[Any, float], list[Step]]
 
     def start(self, groups: list[dict[str, Any]]) -> Any:
-        """An optimizer that has its states: it has taken a step."""
+        """An optimizer that has its states: it has taken a step, of which averages are copies."""
         optimizer = self.make([dict(group) for group in groups])
         optimizer.step()
+        if self.sequence.averages:
+            for param in params_of(optimizer):
+                optimizer.state[param].setdefault(AVERAGE, param.detach().clone())
         return optimizer
 
     def run_of(self, optimizer: Any, max_norm: float) -> Step:
@@ -85,7 +98,8 @@ def _one_after_the_other(calls: list[Step]) -> Step:
 
 def ours(sequence: Sequence) -> Contestant:
     """This package."""
-    make = partial(CONTESTS[TRAINED].row.optimizer, **sequence.options)
+    averages = {"ema_decay": DECAY} if sequence.averages else {}
+    make = partial(CONTESTS[TRAINED].row.optimizer, **averages, **sequence.options)
     return Contestant(sequence, make, partial(_calls_of_ours, sequence))
 
 
@@ -106,8 +120,14 @@ def torchs(sequence: Sequence, implementation: str) -> Contestant:
 
 def _calls_of_torch(sequence: Sequence, optimizer: Any, max_norm: float) -> list[Step]:
     params = params_of(optimizer)
-    clip = partial(torch.nn.utils.clip_grad_norm_, params, max_norm, foreach=True)
-    return [clip, optimizer.step, *_zeroing(sequence, optimizer)]
+    calls: list[Step] = [
+        partial(torch.nn.utils.clip_grad_norm_, params, max_norm, foreach=True),
+        optimizer.step,
+    ]
+    if sequence.averages:
+        averages = [optimizer.state[param][AVERAGE] for param in params]
+        calls.append(partial(get_ema_multi_avg_fn(DECAY), averages, params, None))
+    return [*calls, *_zeroing(sequence, optimizer)]
 
 
 def _zeroing(sequence: Sequence, optimizer: Any) -> list[Step]:

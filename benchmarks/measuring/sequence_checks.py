@@ -8,7 +8,15 @@ from functools import partial
 import torch
 
 from ..contestants.contests import OURS
-from ..contestants.sequences import SEQUENCES, Contestant, gradients_of, ours
+from ..contestants.sequences import (
+    AVERAGE,
+    DECAY,
+    SEQUENCES,
+    Contestant,
+    gradients_of,
+    ours,
+    params_of,
+)
 from .checks import TOLERANCE, UnfitError, difference
 
 Who = tuple[str, str]  # a sequence, and who carries it out
@@ -25,8 +33,8 @@ _MAX_NORM = 50.0
 def check_sequences(contestants: dict[Who, Contestant]) -> dict[Who, str]:
     """Why a contestant must not be compared, for every one of which that is so.
 
-    Parameters must be those that this package has after clipping in the step, within rounding, and
-    gradients must be zero if they are to be zeroed.
+    Parameters must be those that this package has after clipping in the step, within rounding;
+    averages must be those of the parameters, and gradients zero if they are to be zeroed.
 
     Raises:
         UnfitError: a contestant of this package of which that is so.
@@ -45,7 +53,9 @@ def check_sequences(contestants: dict[Who, Contestant]) -> dict[Who, str]:
 
 
 def _trajectory(contestant: Contestant) -> list[torch.Tensor]:
-    """Parameters after a step and some sequences from zero.
+    """Parameters after a step and some sequences from zero, and their averages.
+
+    Averages are the contestant's if it keeps them, and are computed here if it does not.
 
     Raises:
         UnfitError: gradients are not zero that are to be zeroed.
@@ -55,6 +65,7 @@ def _trajectory(contestant: Contestant) -> list[torch.Tensor]:
         param.grad = torch.ones_like(param)
     optimizer = contestant.start([{"params": params, "lr": 0.1}])
     run = contestant.run_of(optimizer, _MAX_NORM)
+    averages = [param.clone() for param in params]
     generator = torch.Generator().manual_seed(0)
     for scale in _SCALES:
         for grad in gradients_of(optimizer):
@@ -62,7 +73,11 @@ def _trajectory(contestant: Contestant) -> list[torch.Tensor]:
         run()
         if contestant.sequence.zeroes and any(grad.any() for grad in gradients_of(optimizer)):
             raise UnfitError("leaves gradients")
-    return params
+        for average, param in zip(averages, params, strict=True):
+            average.lerp_(param, 1 - DECAY)
+    if contestant.sequence.averages:
+        averages = [optimizer.state[param][AVERAGE] for param in params_of(optimizer)]
+    return [*params, *averages]
 
 
 def check_norms(norms: dict[str, Norm], dtype: torch.dtype) -> dict[str, str]:

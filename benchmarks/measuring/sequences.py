@@ -1,4 +1,4 @@
-"""What is called between backward and the next forward: clipping, step, zeroing; and the norm."""
+"""What is called between backward and the next forward, as a whole; and the norm alone."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TRAINED_MODEL = "MLP"
 TRAINING = Sequence("forward, backward, clip, step, zero_grad")
 
 # Parameters, gradients twice, states of each format, and those that peers make before they share.
-_BYTES_PER_ELEMENT = 40
+_BYTES_PER_ELEMENT = 64
 
 
 def sequences(conditions: Conditions, bars: Bars) -> list[dict[str, Any]]:
@@ -133,10 +133,11 @@ def contestants_of(chosen: Many[Sequence], peers: Many[str]) -> dict[Who, Contes
 
 def start(contestants: dict[Who, Contestant], groups: Groups) -> dict[Who, Any]:
     """Optimizers that have taken a step, with states in one memory for each format."""
-    shared, optimizers = SharedStates(), {}
+    # Those that average have one state more.
+    shared, optimizers = {averages: SharedStates() for averages in (False, True)}, {}
     for who, contestant in contestants.items():
         optimizers[who] = contestant.start(groups)
-        shared.share(optimizers[who])
+        shared[contestant.sequence.averages].share(optimizers[who])
     return optimizers
 
 

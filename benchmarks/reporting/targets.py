@@ -30,6 +30,7 @@ RATIO_OF_SEQUENCES = {
     ("resnet-50", "clip, step"): 1.35,
     ("1000x64", "clip, step"): 6,
     ("mlp", "clip, step"): 4,
+    ("gpt2-124m", "clip, step, EMA"): 1.5,
     ("gpt2-124m", "clip, step, 16-bit states"): 1.7,
 }
 # Of the speed at which memory is read.

@@ -26,7 +26,7 @@ from fusedopt.benchmarks.measuring.sequence_checks import check_norms, check_seq
 from fusedopt.benchmarks.reporting import compare, report, tables, targets
 
 CONDITIONS = Conditions(MINIATURE)
-PLAIN, BY_HAND, IN_16_BITS, ZEROING = SEQUENCES
+PLAIN, BY_HAND, IN_16_BITS, AVERAGING, ZEROING, LONGEST = SEQUENCES
 
 
 def started(chosen=SEQUENCES):
@@ -39,13 +39,15 @@ def started(chosen=SEQUENCES):
 def test_every_contestant_has_this_packages_results():
     everyone = sequences.contestants_of(SEQUENCES, ("for-loop", "foreach", "fused"))
     assert {name for name, who in everyone if who == OURS} == {each.name for each in SEQUENCES}
-    assert {name for name, who in everyone if who != OURS} == {PLAIN.name, ZEROING.name}
+    assert {name for name, who in everyone if who != OURS} == {
+        each.name for each in (PLAIN, AVERAGING, ZEROING, LONGEST)
+    }
     assert check_sequences(everyone) == {}
 
 
 def without(fault, contestant=None):
     """Torch's sequence, from whose calls something is taken."""
-    contestant = contestant or torchs(ZEROING, "fused")
+    contestant = contestant or torchs(LONGEST, "fused")
     return replace(contestant, calls=lambda *given: fault(contestant.calls(*given)))
 
 
@@ -53,14 +55,15 @@ def without(fault, contestant=None):
     ("fault", "said"),
     [
         (lambda calls: calls[1:], "computes something else"),  # does not clip
-        (lambda calls: [calls[1], calls[0], calls[2]], "computes something else"),  # too late
-        (lambda calls: calls[:2], "leaves gradients"),
-        (lambda calls: [calls[0], calls[2]], "computes something else"),  # does not step
+        (lambda calls: [calls[1], calls[0], *calls[2:]], "computes something else"),  # too late
+        (lambda calls: [calls[0], *calls[2:]], "computes something else"),  # does not step
+        (lambda calls: [*calls[:2], calls[3]], "computes something else"),  # does not average
+        (lambda calls: calls[:3], "leaves gradients"),
         (lambda calls: [*calls, partial(exec, "raise OSError('full')")], "raises OSError: full"),
     ],
 )
 def test_who_does_something_else_is_not_timed(fault, said):
-    who = "clip, step, zero_grad", "fused"
+    who = LONGEST.name, "fused"
     assert check_sequences({who: without(fault)}) == {who: said}
     with pytest.raises(UnfitError, match=f"^a name: {said}"):
         check_sequences({("a name", OURS): without(fault)})
@@ -83,16 +86,18 @@ def test_norms_are_compared():
 
 
 def test_all_contestants_step_the_same_memory():
-    _, _, optimizers = started()
+    _, everyone, optimizers = started()
     places = {}
-    for optimizer in optimizers.values():
+    for who, optimizer in optimizers.items():
+        averages = everyone[who].sequence.averages
         for index, param in enumerate(contestants.params_of(optimizer)):
             states = [state for state in optimizer.state[param].values() if state.dim() > 0]
             for at, tensor in enumerate((param, param.grad, *states)):
-                places.setdefault((index, at, tensor.dtype), set()).add(tensor.data_ptr())
+                key = averages, index, at, tensor.dtype
+                places.setdefault(key, set()).add(tensor.data_ptr())
     assert all(len(found) == 1 for found in places.values())
-    assert {dtype for _, _, dtype in places} == {torch.float32, torch.bfloat16}
-    assert len(places) == TINY.tensors * (4 + 2)
+    assert {dtype for *_, dtype in places} == {torch.float32, torch.bfloat16}
+    assert len(places) == TINY.tensors * (4 + 2 + 5)
 
 
 def test_every_sequence_clips_gradients_that_are_made_anew():
@@ -146,9 +151,10 @@ def test_every_sequence_is_a_row_beside_torchs():
         # A round at each of five places in memory.
         assert sum(len(row["peers"][OURS][key]) for key in ("seconds", "left_out")) == 5
     by_torch = [row["peers"]["fused"]["seconds"] for row in rows]
-    assert by_torch[0] == by_torch[1] == by_torch[2] != by_torch[3]
-    # Parameter, gradient and two states; the gradient once more for the norm.
-    assert [row["ideal_bytes"] / TINY.elements for row in rows] == [32, 32, 24, 32]
+    assert by_torch[0] == by_torch[1] == by_torch[2]
+    assert len({tuple(seconds) for seconds in by_torch}) == 4
+    # Parameter, gradient and states; the gradient once more for the norm.
+    assert [row["ideal_bytes"] / TINY.elements for row in rows] == [32, 32, 24, 40, 32, 40]
 
 
 def test_who_may_not_be_compared_is_a_note(monkeypatch):
