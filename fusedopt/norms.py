@@ -37,8 +37,16 @@ def _without_partial_sums(tensor: Any) -> Any:
     )
 
 
+def _are_plain(tensors: list[torch.Tensor]) -> bool:
+    """Whether none of them is a DTensor or of another class, which have to be asked."""
+    return all(type(tensor) is torch.Tensor for tensor in tensors)
+
+
 @torch.no_grad()
 def _norm_of(tensors: list[torch.Tensor]) -> float:
+    if _are_plain(tensors):
+        [squares] = _native.sums_of_squares(tensors, [0] * len(tensors))
+        return _native.norm_of_squares(squares)
     sums = SumsOverRanks()
     whole = [_without_partial_sums(tensor) for tensor in tensors]
     numbers = [sums.sum_of(tensor) for tensor in whole]
@@ -109,8 +117,9 @@ def _multiply(grads: list[torch.Tensor], factor: float) -> None:
     Raises:
         RuntimeError: a gradient whose elements share memory; nothing is changed.
     """
+    has_overlap = torch._debug_has_internal_overlap
     for index, grad in enumerate(grads):
-        if torch._debug_has_internal_overlap(grad) == 1:
+        if has_overlap(grad) == 1:
             raise RuntimeError(f"gradient {index}: its elements share memory")
     wide = [grad for grad in grads if grad.element_size() > 2]
     if wide:
@@ -154,7 +163,7 @@ def clip_grad_norm_(
             return torch.nn.utils.clip_grad_norm_(
                 parameters, max_norm, norm_type, error_if_nonfinite, foreach
             )
-    grads = [param.grad for param in parameters if param.grad is not None]
+    grads = [grad for param in parameters if (grad := param.grad) is not None]
     if not grads:
         return torch.tensor(0.0, device="cpu")
     norm = _norm_of(grads)
@@ -162,5 +171,5 @@ def clip_grad_norm_(
     factor = _native.clip_factor(float(max_norm), norm)
     if factor != 1.0:
         with torch.no_grad(), torch_on_one_thread_if_forked():
-            _multiply([shards.local(grad) for grad in grads], factor)
+            _multiply(grads if _are_plain(grads) else list(map(shards.local, grads)), factor)
     return rounded
