@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mutant import rule
+from mutant import OF_EPILOGUE, rule
 
-OF_EPILOGUE = [
+MUTANTS = [
     *rule(
         "csrc/rules/element.h",
         (
@@ -18,6 +18,7 @@ OF_EPILOGUE = [
             "lerp(average, param, weight)",
             "lerp(param, average, weight)",
         ),
+        found_by=OF_EPILOGUE,
     ),
     *rule(
         "csrc/cpu/pipeline.cpp",
@@ -33,11 +34,13 @@ OF_EPILOGUE = [
         ),
         ("average encoded ahead", "if (!is_average(k)) encode", "if (true) encode"),
         ("nothing is shrunk", "epilogue_->l1_threshold != 0", "false"),
+        found_by=OF_EPILOGUE,
     ),
     *rule(
         "csrc/bindings/epilogue_options.cpp",
         ("negative penalty", "options.l1 >= 0 &&", ""),
         ("decay above one", "&& options.ema_decay <= 1", ""),
+        found_by=OF_EPILOGUE,
     ),
     *rule(
         "csrc/bindings/epilogue_options.h",
@@ -47,6 +50,7 @@ OF_EPILOGUE = [
             "static_cast<double>(averaged)",
         ),
         ("mean with a decay", "averages && ema_decay == 1", "false"),
+        found_by=OF_EPILOGUE,
     ),
     *rule(
         "csrc/bindings/step.cpp",
@@ -59,6 +63,7 @@ OF_EPILOGUE = [
             "if (format == Format::kFloat32 || format == Format::kFloat64) return;",
             "return;",
         ),
+        found_by=OF_EPILOGUE,
     ),
     *rule(
         "fusedopt/optimizers/excursions.py",
@@ -68,6 +73,7 @@ OF_EPILOGUE = [
             "if True:\n            return",
         ),
         ("averages of another shape", "if average.shape != param.shape:", "if False:"),
+        found_by=OF_EPILOGUE,
     ),
     *rule(
         "fusedopt/optimizers/epilogue.py",
@@ -76,6 +82,7 @@ OF_EPILOGUE = [
             "torch.float64 if param.dtype == torch.float64 else torch.float32",
             "param.dtype",
         ),
+        found_by=OF_EPILOGUE,
     ),
     *rule(
         "fusedopt/optimizers/loading.py",
@@ -89,5 +96,6 @@ OF_EPILOGUE = [
             "storage.DEFAULTS | epilogue.DEFAULTS",
             "storage.DEFAULTS",
         ),
+        found_by=OF_EPILOGUE,
     ),
 ]

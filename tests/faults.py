@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cuda_faults import OF_CUDA
-from epilogue_faults import OF_EPILOGUE
+from epilogue_faults import MUTANTS as OF_EPILOGUE
 from mutant import ROOT, Mutant, rule
 
 

@@ -15,6 +15,7 @@ OF_NORMS = (
     "torch_compat/test_clipping_refusals.py",
     "torch_compat/test_norms.py",
 )
+OF_EPILOGUE = ("torch_compat/test_averages.py", "bits/test_epilogue.py")
 OF_STORAGE = (
     "bits/test_storage.py",
     "bits/test_fewer_bytes.py",
@@ -44,6 +45,7 @@ OF_EVERYTHING = (
     "bits/test_formats.py",
     *OF_STORAGE,
     *OF_NORMS,
+    *OF_EPILOGUE,
 )
 OF_THREADS = ("native/test_forks.py",)
 OF_THE_CUDA_ENGINE = (
@@ -61,6 +63,7 @@ class Mutant:
     file: str
     old: str
     new: str
+    found_by: tuple[str, ...] = ()  # where the file alone does not tell
 
     def __str__(self) -> str:
         return f"{self.file}: {self.name}"
@@ -72,6 +75,8 @@ class Mutant:
 
     @property
     def tests(self) -> tuple[str, ...]:
+        if self.found_by:
+            return self.found_by
         if self.file == "csrc/cpu/threads.cpp":
             return OF_THREADS
         if self.file in ("csrc/cuda/engine.cpp", "csrc/cuda/launch_memory.cpp"):
@@ -83,6 +88,6 @@ class Mutant:
         return OF_CUDA if self.file.startswith("csrc/cuda/") else OF_EVERYTHING
 
 
-def rule(file: str, *faults: tuple[str, str, str]) -> list[Mutant]:
+def rule(file: str, *faults: tuple[str, str, str], found_by: tuple[str, ...] = ()) -> list[Mutant]:
     """Faults of one file: the name of each, what is there, and what takes its place."""
-    return [Mutant(name, file, old, new) for name, old, new in faults]
+    return [Mutant(name, file, old, new, found_by) for name, old, new in faults]

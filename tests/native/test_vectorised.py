@@ -131,6 +131,19 @@ def test_sums_of_squares_are_vectorised(functions):
             assert sum(packed[op] for op in ("addpd", "vaddpd")) >= 8, name
 
 
+@pytest.mark.parametrize(("function", "op"), [("shrink_block", "sub"), ("average_block", "mul")])
+def test_what_follows_a_step_is_vectorised(functions, function, op):
+    found = named(functions, f"::{function}<")
+    assert len(found) == 2
+    for name, bodies in found.items():
+        assert {widest(body) for body in bodies} == set(REGISTERS)
+        kind = "ps" if "<float>" in name else "pd"
+        for body in bodies:
+            register = REGISTERS[widest(body)]
+            packed = Counter(op for op, operands in body if register in operands)
+            assert packed[op + kind] + packed[f"v{op}{kind}"] > 0, name
+
+
 def test_no_fused_multiply_add_and_no_approximation(functions):
     for (_, name), body in functions.items():
         for op, _ in body:
@@ -142,7 +155,7 @@ def test_wide_registers_stay_in_their_kernels(functions):
     """Code of one instruction set that is linked in for all would crash older CPUs."""
     for (_, name), body in functions.items():
         if widest(body) != "baseline":
-            templates = r"kernel|update_tail|(de|en)code_\w+|find_range|add_squares|unscale_block"
+            templates = r"kernel|update_tail|(de|en)code_\w+|find_range|add_squares|\w+_block"
             own = rf"::({templates})<|draw_random_bits"
             assert re.search(own, name), name
 
