@@ -113,7 +113,7 @@ def draw(data: Data, weights: NDArray[np.float64], theme: Theme) -> Figure:
     axes.plot([], [], color=theme.foreground, alpha=0.35, lw=1, label="shuffled")
     axes.set_xlabel("l1")
     axes.set_ylabel("weight")
-    axes.legend(ncols=2, fontsize=9, title="measurement")
+    figure.legend(loc="outside right center", fontsize=9, title="measurement")
     return figure
 
 

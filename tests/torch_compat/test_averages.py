@@ -92,6 +92,39 @@ def test_what_averaged_model_keeps(row, dtype, decay):
             torch.testing.assert_close(param.detach(), other.detach(), rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("zero_to_none", [True, False])
+@pytest.mark.parametrize("row", [row for row in ROWS if row.torch_optimizer], ids=lambda r: r.name)
+def test_the_whole_sequence_of_torch(row, zero_to_none):
+    """Unscale, clip, step, average, zero, in float64: both differ by roundings of 1e-16 each."""
+    models = [Parameters(F64), Parameters(F64)]
+    options = {**row.usual, "lr": row.lr}
+    ours = row.optimizer(models[0].parameters(), **options, max_grad_norm=2.0, ema_decay=0.9)
+    theirs = row.torch_optimizer(models[1].parameters(), **options)
+    averaged = AveragedModel(models[1], multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    scalers = [torch.amp.GradScaler("cpu", init_scale=256.0) for _ in models]
+    for step in range(40):
+        for model, optimizer, scaler in zip(models, (ours, theirs), scalers, strict=True):
+            optimizer.zero_grad(set_to_none=zero_to_none)
+            loss = sum((param.sin() * (step % 7) / 7).sum() for param in model.parameters())
+            scaler.scale(loss).backward()
+            if step in (0, 11):
+                model.each[1].grad[3] = float("inf")
+        scalers[0].step(ours)
+        scalers[1].unscale_(theirs)
+        torch.nn.utils.clip_grad_norm_(models[1].parameters(), 2.0)
+        scalers[1].step(theirs)
+        if step not in (0, 11):
+            averaged.update_parameters(models[1])
+        for scaler in scalers:
+            scaler.update()
+    assert scalers[0].get_scale() == scalers[1].get_scale()
+    for param, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(param, other, rtol=1e-11, atol=1e-13)
+    with ours.averaged():
+        for param, other in zip(models[0].parameters(), averaged.parameters(), strict=True):
+            torch.testing.assert_close(param.detach(), other.detach(), rtol=1e-11, atol=1e-13)
+
+
 def test_a_parameter_that_gets_no_gradient_keeps_its_average():
     """Where AveragedModel takes it once more: a step of ours is a step of those with gradients."""
     model, optimizer = stepped(ema_decay=0.5)
