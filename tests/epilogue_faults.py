@@ -12,7 +12,11 @@ MUTANTS = [
             "maximum(absolute(param) - threshold, T(0))",
             "absolute(param) - threshold",
         ),
-        ("shrunk without its sign", "with_sign(maximum(", "with_sign(-maximum("),
+        (
+            "shrunk without its sign",
+            "with_sign(maximum(absolute(param) - threshold, T(0)), param)",
+            "maximum(absolute(param) - threshold, T(0))",
+        ),
         (
             "average from the other end",
             "lerp(average, param, weight)",
