@@ -43,7 +43,7 @@ list(JOIN FUSEDOPT_CUDA_ARCHITECTURES ", " cuda_architectures)
 
 # --fmad=false for the same reason as -ffp-contract=off. Division and square root are rounded
 # correctly and subnormals kept by default.
-add_library(fusedopt_cuda_kernels OBJECT csrc/cuda/kernels.cu)
+add_library(fusedopt_cuda_kernels OBJECT csrc/cuda/kernels.cu csrc/cuda/squares.cu)
 if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
   # A CMake that does not know yet that nvcc has C++20.
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
@@ -64,6 +64,7 @@ pybind11_add_module(
   csrc/cuda/engine.cpp
   csrc/cuda/launch_memory.cpp
   csrc/cuda/launch_plan.cpp
+  csrc/cuda/square_plan.cpp
   $<TARGET_OBJECTS:fusedopt_cuda_kernels>)
 target_link_libraries(_cuda PRIVATE fusedopt_core CUDA::cudart_static)
 target_compile_definitions(_cuda PRIVATE FUSEDOPT_CUDA_ARCHITECTURES="${cuda_architectures}")

@@ -25,7 +25,8 @@ function(add_cuda_stand_in)
     csrc/bindings/cuda_module.cpp
     csrc/cuda/engine.cpp
     csrc/cuda/launch_memory.cpp
-    csrc/cuda/launch_plan.cpp)
+    csrc/cuda/launch_plan.cpp
+    csrc/cuda/square_plan.cpp)
   target_include_directories(_cuda_stand_in SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_libraries(_cuda_stand_in PRIVATE fusedopt_core fusedopt_kernels_on_host)
   target_compile_definitions(_cuda_stand_in PRIVATE FUSEDOPT_CUDA_ARCHITECTURES="the host")
@@ -34,7 +35,8 @@ function(add_cuda_stand_in)
 endfunction()
 
 if(FUSEDOPT_TESTING)
-  add_library(fusedopt_kernels_on_host OBJECT tests/native/kernels_on_host.cpp)
+  add_library(fusedopt_kernels_on_host OBJECT tests/native/kernels_on_host.cpp
+                                              tests/native/squares_on_host.cpp)
   target_link_libraries(fusedopt_kernels_on_host PUBLIC fusedopt_flags)
   target_include_directories(fusedopt_kernels_on_host PUBLIC tests/native)
   # What `#pragma unroll` means only nvcc knows.
@@ -42,7 +44,7 @@ if(FUSEDOPT_TESTING)
   target_compile_options(fusedopt_kernels_on_host PRIVATE -Wno-unknown-pragmas -O1)
 
   pybind11_add_module(_emulated_cuda MODULE NO_EXTRAS tests/native/emulated_cuda.cpp
-                      csrc/cuda/launch_plan.cpp)
+                      csrc/cuda/launch_plan.cpp csrc/cuda/square_plan.cpp)
   target_link_libraries(_emulated_cuda PRIVATE fusedopt_core fusedopt_kernels_on_host)
   install(TARGETS _emulated_cuda LIBRARY DESTINATION fusedopt)
   add_cuda_stand_in()

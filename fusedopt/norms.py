@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from fusedopt import _native
 from fusedopt.forks import torch_on_one_thread_if_forked
 from fusedopt.modes import sees_operations
 from fusedopt.optimizers import shards
-from fusedopt.optimizers.clipping import SumsOverRanks
+from fusedopt.optimizers.clipping import SumsOverRanks, new_decision
 from fusedopt.optimizers.local_tensors import local_tensor
 
 if TYPE_CHECKING:
@@ -37,28 +38,37 @@ def _without_partial_sums(tensor: Any) -> Any:
     )
 
 
+Number = float | torch.Tensor
+
+
 def _are_plain(tensors: list[torch.Tensor]) -> bool:
     """Whether none of them is a DTensor or of another class, which have to be asked."""
     return all(type(tensor) is torch.Tensor for tensor in tensors)
 
 
 @torch.no_grad()
-def _norm_of(tensors: list[torch.Tensor]) -> float:
-    if _are_plain(tensors):
-        [squares] = _native.sums_of_squares(tensors, [0] * len(tensors))
-        return _native.norm_of_squares(squares)
+def _norm_and_factor(tensors: list[torch.Tensor], max_norm: float) -> tuple[Number, Number]:
+    """Of all tensors; as numbers of float64 on a GPU, if the host need not wait for it."""
     sums = SumsOverRanks()
-    whole = [_without_partial_sums(tensor) for tensor in tensors]
-    numbers = [sums.sum_of(tensor) for tensor in whole]
-    measured = _native.sums_of_squares([local_tensor(tensor) for tensor in whole], numbers)
-    return _native.norm_of_squares(sums.total(measured) if any(numbers) else measured[0])
+    parts, numbers = tensors, [0] * len(tensors)
+    if not _are_plain(tensors):
+        whole = [_without_partial_sums(tensor) for tensor in tensors]
+        numbers = [sums.sum_of(tensor) for tensor in whole]
+        parts = [local_tensor(tensor) for tensor in whole]
+    if not any(numbers):
+        decision = _native.decide_on_device(parts, max_norm, new_decision)
+        if decision is not None:
+            return decision[0], decision[1]
+    measured = _native.sums_of_squares(parts, numbers)
+    norm = _native.norm_of_squares(sums.total(measured) if any(numbers) else measured[0])
+    return norm, _native.clip_factor(max_norm, norm)
 
 
-def _as_tensor(norm: float, tensors: list[torch.Tensor]) -> torch.Tensor:
+def _as_tensor(norm: Number, tensors: list[torch.Tensor]) -> torch.Tensor:
     """In the dtype that torch's functions promote to, or float32 if that has 16 bits."""
     dtypes = {torch.float32, *(tensor.dtype for tensor in tensors)}
     dtype = functools.reduce(torch.promote_types, dtypes)
-    return torch.tensor(norm, dtype=dtype, device="cpu")
+    return torch.as_tensor(norm, dtype=dtype, device=tensors[0].device)
 
 
 def _is_for_torch(norm_type: float) -> bool:
@@ -81,24 +91,28 @@ def get_total_norm(
     records or fakes operations (``make_fx``, ``FakeTensorMode``) or inside of ``torch.func``.
 
     Args:
-        tensors: on the CPU, of any layout in memory and any of float32, float64, bfloat16, float16.
+        tensors: of any layout in memory and any of float32, float64, bfloat16, float16, on the CPU
+            and on GPUs.
         norm_type: the type of the norm.
         error_if_nonfinite: raise an error if the norm is infinite or NaN.
         foreach: accepted; selects no implementation of the 2-norm, because there is only one.
 
     Returns:
-        A 0-dim tensor in the widest dtype of the tensors, and at least float32.
+        A 0-dim tensor in the widest dtype of the tensors, and at least float32, on the first one's
+        device. If all are on one GPU and whole there, nothing waits for it.
 
     Raises:
         RuntimeError: the norm is NaN, or infinite in the dtype that it is returned in, and
-            ``error_if_nonfinite``; or a tensor is sparse, complex or of integers.
-        NotImplementedError: a tensor on a GPU.
+            ``error_if_nonfinite``; or a tensor is sparse, complex or of integers. While a CUDA
+            graph is captured: tensors on several devices, or cut up over ranks.
+        NotImplementedError: a tensor on a device for which there is no engine.
     """
     tensors = _as_list(tensors)
     if _is_for_torch(norm_type) or not tensors:
         with torch_on_one_thread_if_forked():
             return torch.nn.utils.get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
-    return _checked(_as_tensor(_norm_of(tensors), tensors), error_if_nonfinite)
+    norm, _ = _norm_and_factor(tensors, math.inf)
+    return _checked(_as_tensor(norm, tensors), error_if_nonfinite)
 
 
 def _checked(norm: torch.Tensor, error_if_nonfinite: bool) -> torch.Tensor:
@@ -111,7 +125,7 @@ def _checked(norm: torch.Tensor, error_if_nonfinite: bool) -> torch.Tensor:
     return norm
 
 
-def _multiply(grads: list[torch.Tensor], factor: float) -> None:
+def _multiply(grads: list[torch.Tensor], factor: Number) -> None:
     """In place, rounded once: torch would round the factor to 16 bits first.
 
     Raises:
@@ -121,12 +135,19 @@ def _multiply(grads: list[torch.Tensor], factor: float) -> None:
     for index, grad in enumerate(grads):
         if has_overlap(grad) == 1:
             raise RuntimeError(f"gradient {index}: its elements share memory")
-    wide = [grad for grad in grads if grad.element_size() > 2]
-    if wide:
-        torch._foreach_mul_(wide, factor)
+    wide = defaultdict(list)
+    for grad in grads:
+        if grad.element_size() > 2:
+            wide[grad.device, grad.dtype].append(grad)
+    for (_, dtype), together in wide.items():
+        torch._foreach_mul_(together, _in(dtype, factor))
     for grad in grads:
         if grad.element_size() == 2:
-            grad.copy_(grad.float() * factor)
+            grad.copy_(grad.float() * _in(torch.float32, factor))
+
+
+def _in(dtype: torch.dtype, factor: Number) -> Number:
+    return factor.to(dtype) if isinstance(factor, torch.Tensor) else factor
 
 
 def clip_grad_norm_(
@@ -139,8 +160,9 @@ def clip_grad_norm_(
     """Clips gradients in place, instead of ``torch.nn.utils.clip_grad_norm_``.
 
     They are multiplied by ``max_norm / (norm + 1e-6)`` where that is below 1, and are left alone
-    otherwise. The norm is that of :func:`get_total_norm`. An optimizer's own ``max_grad_norm``
-    reads the gradients once less, and does not write them.
+    otherwise; on a GPU that nothing waits for they are multiplied by 1. The norm is that of
+    :func:`get_total_norm`. An optimizer's own ``max_grad_norm`` reads the gradients once less, and
+    does not write them.
 
     Args:
         parameters: those whose gradients are clipped.
@@ -166,10 +188,9 @@ def clip_grad_norm_(
     grads = [grad for param in parameters if (grad := param.grad) is not None]
     if not grads:
         return torch.tensor(0.0, device="cpu")
-    norm = _norm_of(grads)
+    norm, factor = _norm_and_factor(grads, float(max_norm))
     rounded = _checked(_as_tensor(norm, grads), error_if_nonfinite)
-    factor = _native.clip_factor(float(max_norm), norm)
-    if factor != 1.0:
+    if isinstance(factor, torch.Tensor) or factor != 1.0:
         with torch.no_grad(), torch_on_one_thread_if_forked():
             _multiply(grads if _are_plain(grads) else list(map(shards.local, grads)), factor)
     return rounded

@@ -9,21 +9,89 @@ OF_CUDA = [
         "csrc/cuda/engine.cpp",
         (
             "not the caller's stream",
-            "arguments, 0, stream_of(execution));",
-            "arguments, 0, nullptr);",
+            "arguments, 0, stream_of(execution)",
+            "arguments, 0, nullptr",
         ),
         ("not the parameters' device", "if (before_ == device) return;", "return;"),
         ("the device is left selected", "if (is_changed_) ignore(cudaSetDevice(before_));", ""),
         (
             "a graph without its memory",
-            "if (launch.memory != nullptr) give_to_graph(std::move(launch.memory), stream);",
-            "(void)stream; launch.memory = nullptr;",
+            "if (memory != nullptr) give_to_graph(std::move(memory), stream);",
+            "memory = nullptr;",
         ),
         (
             "a table of the step before",
             "std::copy_n(sections.begin(), capacity, launch.memory->host);",
             "",
         ),
+        (
+            "tensors of the measurement before",
+            "std::copy_n(plan.sections().begin(), size, held.host);",
+            "",
+        ),
+        (
+            "sums of the measurement before",
+            "cudaMemsetAsync(on_device, 0,",
+            "cudaMemsetAsync(on_device, 1,",
+        ),
+        (
+            "sums read before they are there",
+            'check(cudaStreamSynchronize(stream), "waiting',
+            'check(cudaSuccess, "waiting',
+        ),
+        (
+            "a graph that waits",
+            "if (execution.is_captured) {\n      throw",
+            "if (false) {\n      throw",
+        ),
+    ),
+    *rule(
+        "csrc/cuda/squares.h",
+        (
+            "strides ignored by a measurement",
+            "if (entry_.dim_count == 0) return index;",
+            "return index;",
+        ),
+        ("scaled gradients measured", "if (grad_scale == nullptr) {", "if (true) {"),
+        (
+            "lanes added in another order",
+            "shared.lanes[thread] += shared.lanes[half + thread];",
+            "shared.lanes[thread] += shared.lanes[2 * half - 1 - thread];",
+        ),
+        (
+            "overflow taken for infinity",
+            "if (sum == HUGE_VAL && shared.is_finite[0]) sum = kOverflow;",
+            "",
+        ),
+        (
+            "every block decides",
+            "arrive(header.arrivals) + 1 == header.chunk_count",
+            "arrive(header.arrivals) + 1 > 0",
+        ),
+        ("sums left for the next measurement", "      numbers[n] = 0;\n", ""),
+        (
+            "what a scaler has found ignored",
+            "header.found_inf != nullptr && *header.found_inf != 0;",
+            "false;",
+        ),
+        (
+            "a row too few",
+            "left > 0 ? (left - 1) / kSquareLanes + 1 : 0",
+            "left > 0 ? left / kSquareLanes : 0",
+        ),
+    ),
+    *rule(
+        "csrc/cuda/square_plan.cpp",
+        (
+            "nobody decides on nothing",
+            "square_blocks_of(tensor.numel), 1)",
+            "square_blocks_of(tensor.numel), 0)",
+        ),
+        ("the walk of another tensor", "tensor.walk * sizeof(int64_t)", "0"),
+    ),
+    *rule(
+        "csrc/cuda/table.h",
+        ("neighbour's tensor", "first = begin <= chunk ?", "first = begin < chunk ?"),
     ),
     *rule(
         "csrc/cuda/launch_memory.cpp",
@@ -87,13 +155,14 @@ OF_CUDA = [
             "if (kind_.dim_count > 0) return update_strided",
             "if (false) return update_strided",
         ),
-        ("neighbour's tensor", "first = begin <= chunk ?", "first = begin < chunk ?"),
         (
             "every block counts",
             "(table_.header.arrivals) + 1 == table_.header.counting_blocks",
             "(table_.header.arrivals) + 1 > 0",
         ),
-        ("skip at 1 only", "*table.header.found_inf != 0", "*table.header.found_inf == 1"),
+        ("skip at 1 only", "*header.found_inf != 0", "*header.found_inf == 1"),
+        ("what is not finite stepped by a block", "header.decision->is_skipped != 0", "false"),
+        ("clipping forgotten by a block", "if (decision != nullptr) clip(", "if (false) clip("),
         ("quotient not stored by a block", "k != kGrad || is_scaled_;", "k != kGrad;"),
         ("penalty ignored by a block", "(kind_.variant & kL2Penalty) != 0", "false"),
         (

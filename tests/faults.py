@@ -176,9 +176,17 @@ MUTANTS = [
     ),
     *rule(
         "csrc/bindings/step.cpp",
-        ("what is not finite stepped", "is_skipped_ || clipping_.skips(total)", "is_skipped_"),
-        ("clipping forgotten", "if (factor != 1) memory_.plan.clip(factor);", ""),
-        ("old addresses after a collective", "if (sums.size() > 1 && !is_skipped_) lay_out();", ""),
+        ("clipping forgotten", "if (decision.factor != 1) memory_.plan.clip(decision.factor);", ""),
+        ("old addresses after a collective",
+         "if ((sums.size() > 1 || has_copied) && !is_skipped_) lay_out();", ""),
+        ("a host that counts what a device may skip",
+         "|| clipping_.options().skips_nonfinite);", ");"),
+    ),
+    *rule(
+        "csrc/core/decision.h",
+        ("what is not finite stepped",
+         "is_skipped || (options.skips_nonfinite && !total.is_finite())", "is_skipped"),
+        ("a scaler's skip forgotten", "is_skipped || (options", "(options"),
     ),
     *rule(
         "fusedopt/optimizers/clipping.py",

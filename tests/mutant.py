@@ -8,7 +8,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 # First those that find most faults soonest.
-OF_CUDA = ("bits/test_properties.py", "cuda/test_cuda_emulated.py", "cuda/test_cuda_groups.py")
+OF_CUDA = (
+    "bits/test_properties.py",
+    "cuda/test_cuda_emulated.py",
+    "cuda/test_cuda_groups.py",
+    "cuda/test_cuda_norm.py",
+)
 OF_NORMS = (
     "bits/test_norm.py",
     "torch_compat/test_clipping.py",
@@ -16,6 +21,7 @@ OF_NORMS = (
     "torch_compat/test_norms.py",
 )
 OF_EPILOGUE = ("torch_compat/test_averages.py", "bits/test_epilogue.py")
+OF_SQUARES = ("cuda/test_cuda_norm.py",)
 OF_STORAGE = (
     "bits/test_storage.py",
     "bits/test_fewer_bytes.py",
@@ -52,6 +58,7 @@ OF_THE_CUDA_ENGINE = (
     "cuda/test_cuda_engine.py",
     "cuda/test_cuda_engine_graphs.py",
     "cuda/test_cuda_engine_failures.py",
+    "cuda/test_cuda_engine_norm.py",
 )
 
 
@@ -81,8 +88,10 @@ class Mutant:
             return OF_THREADS
         if self.file in ("csrc/cuda/engine.cpp", "csrc/cuda/launch_memory.cpp"):
             return OF_THE_CUDA_ENGINE
-        if self.file in ("csrc/core/reduction.h", "csrc/cpu/measure.cpp"):
+        if self.file in ("csrc/core/decision.h", "csrc/core/reduction.h", "csrc/cpu/measure.cpp"):
             return OF_NORMS
+        if self.file in ("csrc/cuda/squares.h", "csrc/cuda/square_plan.cpp"):
+            return OF_SQUARES
         if self.file in ("csrc/core/codes.h", "csrc/core/random.h"):
             return OF_STORAGE
         return OF_CUDA if self.file.startswith("csrc/cuda/") else OF_EVERYTHING

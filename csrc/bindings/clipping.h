@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
-#include "bindings/python.h"
-#include "core/reduction.h"
+#include "bindings/torch_tensors.h"
+#include "core/decision.h"
 
 namespace fusedopt {
 
@@ -28,17 +28,27 @@ class Clipping {
   // The first sum with all others, which are added up over ranks: a collective.
   ExactSum total(std::span<const ExactSum> sums) const;
 
-  bool skips(const ExactSum& total) const { return skip_nonfinite_ && !total.is_finite(); }
-  double factor(double norm) const { return clips_ ? clip_factor(max_norm_, norm) : 1; }
+  const ClipOptions& options() const { return options_; }
 
-  void tell(double norm, bool is_skipped) const;
+  // Where a device finds what is decided: memory on that of a parameter, which is plain. Made by
+  // torch, once for each device; the second says that it was made now.
+  std::pair<Decision*, bool> decision_on(const Device& device, PyObject* param,
+                                         const TorchTensors& torch);
+
+  // What the host has decided, for Python and for the devices. Whether torch had to copy it.
+  bool tell(const Decision& decision) const;
+  // That a device decides.
+  void leave() const;
 
  private:
   PyObject* measurement_;
-  bool clips_ = false, skip_nonfinite_ = false;
-  double max_norm_ = 0;
+  ClipOptions options_;
   uint32_t sums_ = 1;
+  std::vector<std::pair<Device, Decision*>> decisions_;
 };
+
+// Where a tensor has room for a decision: three numbers of dtype float64. Throws Refusal.
+Decision* to_decision(PyObject* tensor, const Device& device, const TorchTensors& torch);
 
 // ExactSum::numbers() as a list of integers, and back.
 py::list to_list(const ExactSum& sum);

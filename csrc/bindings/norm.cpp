@@ -11,59 +11,122 @@
 namespace fusedopt {
 namespace {
 
-// The sums of plain tensors, of which each belongs to one.
+constexpr const char* kName = "the tensor";
+
+// Plain tensors on any devices, of which each belongs to a sum.
 class TensorSquares {
  public:
-  explicit TensorSquares(const TorchTensors& torch) : torch_(torch) {
-    execution_.max_threads = torch.num_threads();
-  }
+  explicit TensorSquares(const TorchTensors& torch) : torch_(torch) {}
 
   void add(PyObject* tensor, uint32_t sum) {
     torch_.require_tensor(tensor, "an element of the list");
     PyObject* const zeros = torch_.copy_of_zeros(tensor, keep_);
-    const DLTensor described = torch_.describe(zeros == nullptr ? tensor : zeros, kName);
-    const TensorView view = to_view(described, kName);
-    if (!engine_for(view.device).measures()) {
-      throw Refusal(Refusal::kNotImplemented,
-                    "the norm of tensors is measured on the CPU only so far");
-    }
-    list_.add(view, false, sum);
+    const TensorView view = view_of(zeros == nullptr ? tensor : zeros);
+    list_for(view.device).tensors.add(view, false, sum);
     sums_.resize(std::max<size_t>(sums_.size(), sum + 1));
   }
 
   const std::vector<ExactSum>& measure() {
     const ReleasedGil release;
-    cpu_engine().measure(list_, {}, execution_, sums_);
+    for (DeviceList& list : lists_) {
+      list.engine->measure(list.tensors, {}, list.execution, list.memory, sums_);
+    }
     return sums_;
   }
 
+  // The device on which a first tensor lies, if the host need not wait for it.
+  std::optional<Device> asynchronous_device(PyObject* tensor) const {
+    torch_.require_tensor(tensor, "an element of the list");
+    DLTensor described;
+    if (!torch_.describe_memory(tensor, described)) return std::nullopt;
+    const Device device = to_view(described, kName).device;
+    if (!engine_for(device).is_asynchronous()) return std::nullopt;
+    return device;
+  }
+
+  // Whether the device has been asked to decide: all tensors are on one.
+  bool decide(Decision* decision, const ClipOptions& options) {
+    if (lists_.size() > 1) return false;
+    const ReleasedGil release;
+    DeviceList& list = lists_.front();
+    list.engine->decide(list.tensors, {.decision = decision}, list.execution, list.memory, options);
+    return true;
+  }
+
  private:
-  static constexpr const char* kName = "the tensor";
+  struct DeviceList {
+    Engine* engine;
+    Execution execution;
+    SquareList tensors;
+    std::unique_ptr<EngineMemory> memory;
+  };
+
+  TensorView view_of(PyObject* tensor) const {
+    return to_view(torch_.describe(tensor, kName), kName);
+  }
+
+  DeviceList& list_for(const Device& device) {
+    for (DeviceList& list : lists_) {
+      if (list.execution.device == device) return list;
+    }
+    DeviceList& list = lists_.emplace_back();
+    list.engine = &engine_for(device);
+    list.execution = {.device = device,
+                      .stream = torch_.current_stream(device),
+                      .max_threads = torch_.num_threads()};
+    list.execution.is_captured = list.engine->is_capturing(list.execution);
+    return list;
+  }
 
   const TorchTensors& torch_;
-  Execution execution_;
   KeepAlive keep_;
-  SquareList list_;
+  std::vector<DeviceList> lists_;
   std::vector<ExactSum> sums_{1};
 };
 
-py::list sums_of_squares(const TorchTensors& torch, const py::list& tensors, const py::list& sums) {
-  py::list result;
+// Calls act(squares, position), where position is that of the tensor at hand, for errors.
+template <class Act>
+void with_squares(const TorchTensors& torch, const py::list& tensors, Act act) {
   size_t position = 0;
   with_exceptions(
       [&] {
         TensorSquares squares(torch);
-        for (; position < tensors.size(); ++position) {
-          squares.add(py::object(tensors[position]).ptr(), py::cast<uint32_t>(sums[position]));
-        }
-        for (ExactSum sum : squares.measure()) {
-          sum.carry();
-          result.append(to_list(sum));
-        }
+        act(squares, position);
       },
       [&] {
         return position < tensors.size() ? "tensor " + std::to_string(position) : std::string();
       });
+}
+
+py::list sums_of_squares(const TorchTensors& torch, const py::list& tensors, const py::list& sums) {
+  py::list result;
+  with_squares(torch, tensors, [&](TensorSquares& squares, size_t& position) {
+    for (; position < tensors.size(); ++position) {
+      squares.add(py::object(tensors[position]).ptr(), py::cast<uint32_t>(sums[position]));
+    }
+    for (ExactSum sum : squares.measure()) {
+      sum.carry();
+      result.append(to_list(sum));
+    }
+  });
+  return result;
+}
+
+// `new_decision` makes the memory, before any other tensor is described.
+py::object decide_on_device(const TorchTensors& torch, const py::list& tensors, double max_norm,
+                            const py::object& new_decision) {
+  py::object result = py::none();
+  with_squares(torch, tensors, [&](TensorSquares& squares, size_t& position) {
+    const py::object first = tensors[0];
+    const auto device = squares.asynchronous_device(first.ptr());
+    if (!device) return;
+    const py::object memory = new_decision(first);
+    Decision* const decision = to_decision(memory.ptr(), *device, torch);
+    for (; position < tensors.size(); ++position) {
+      squares.add(py::object(tensors[position]).ptr(), 0);
+    }
+    if (squares.decide(decision, {.max_norm = max_norm})) result = memory;
+  });
   return result;
 }
 
@@ -98,7 +161,15 @@ void define_norm(py::module_& m, const TorchTensors& torch) {
         return sums_of_squares(torch, tensors, sums);
       },
       py::arg("tensors"), py::arg("sums"),
-      "The exact sums of the squares of tensors on the CPU, each of which belongs to one sum.");
+      "The exact sums of the squares of tensors, each of which belongs to one sum.");
+  m.def(
+      "decide_on_device",
+      [&torch](const py::list& tensors, double max_norm, const py::object& new_decision) {
+        return decide_on_device(torch, tensors, max_norm, new_decision);
+      },
+      py::arg("tensors"), py::arg("max_norm"), py::arg("new_decision"),
+      "What new_decision(tensors[0]) has made: the norm of all and the factor that clips it, which "
+      "their device writes there. None if they are on the CPU, or on several devices.");
   m.def(
       "touch_lines", [&torch](const py::list& tensors) { touch_lines(torch, tensors); },
       py::arg("tensors"),

@@ -48,8 +48,23 @@ Step::Step(BoundRule& rule, const TorchTensors& torch, PyObject* state, PyObject
 void Step::gather(PyObject* param_groups, const Location& only) {
   const IeeeEnvironment environment;
   walk_.collect(param_groups, only);
-  if (clipping_.is_asked_for()) find_sums();
+  if (clipping_.is_asked_for()) {
+    find_sums();
+    make_decision();
+  }
   lay_out();
+}
+
+// For the device of the first parameter, which nearly always is that of all, before any other
+// tensor is described.
+void Step::make_decision() {
+  if (memory_.params.empty()) return;
+  const ParamPlan& first = memory_.params.front();
+  locate(first);
+  PyObject* const param = memory_.tensors_of(first)[kParam];
+  const Device device = to_view(torch_.describe(param, "the parameter"), "the parameter").device;
+  if (!engine_for(device).is_asynchronous()) return;
+  (void)clipping_.decision_on(device, param, torch_);
 }
 
 void Step::find_sums() {
@@ -144,7 +159,7 @@ void Step::add_update(ParamPlan& plan) {
   plan_draws(plan, list, update, step);
   if (group_of(plan).epilogue.is_asked_for()) plan_epilogue(plan, list, update);
   if (plan.has_new_states()) plan_new_states(plan, list);
-  if (clipping_.is_asked_for()) plan_measurement(plan, list, update);
+  if (clipping_.is_asked_for()) list.gradients.add(views[kGrad], update.in_double, plan.sum);
   list.params.push_back(static_cast<uint32_t>(&plan - memory_.params.data()));
   list.updates.add(update, views, operands);
 }
@@ -217,15 +232,6 @@ void Step::plan_draws(const ParamPlan& plan, DeviceUpdates& list, Update& update
                                         .first = plan.part.first});
 }
 
-void Step::plan_measurement(const ParamPlan& plan, DeviceUpdates& list, const Update& update) {
-  if (!list.engine->measures()) {
-    throw Refusal(Refusal::kNotImplemented,
-                  "max_grad_norm and skip_nonfinite need parameters on the CPU so far; this one is "
-                  "on another device");
-  }
-  list.gradients.add(memory_.views[kGrad], update.in_double, plan.sum);
-}
-
 DLTensor Step::describe_gradient(PyObject*& grad) {
   DLTensor described;
   if (torch_.describe_memory(grad, described)) return described;
@@ -274,8 +280,9 @@ void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update,
     place = find_count(plan.step, kStepName);
     is_stale_ = true;
   };
-  const bool is_left = list.engine->is_asynchronous() &&
-                       (place.device.type != DeviceType::kCpu || is_capturable || amp_.may_skip());
+  const bool is_left =
+      list.engine->is_asynchronous() && (place.device.type != DeviceType::kCpu || is_capturable ||
+                                         amp_.may_skip() || clipping_.options().skips_nonfinite);
   if (is_left && place.device.type == DeviceType::kCpu && place.device != device) {
     if (is_capturable) {
       throw Refusal(Refusal::kAssertion,
@@ -381,9 +388,14 @@ void Step::check_capture(const ParamPlan& plan) const {
 
 void Step::finish_list(DeviceUpdates& list) {
   PyObject* const example = memory_.tensors_of(memory_.params[list.params.front()])[kParam];
-  const auto [prologue, is_moved] = amp_.on_device(list.execution.device, example, memory_.keep);
-  list.updates.set_prologue(prologue);
+  auto [prologue, is_moved] = amp_.on_device(list.execution.device, example, memory_.keep);
   is_stale_ = is_stale_ || is_moved;
+  if (list.engine->is_asynchronous() && clipping_.is_asked_for()) {
+    const auto [decision, is_new] = clipping_.decision_on(list.execution.device, example, torch_);
+    prologue.decision = decision;
+    is_stale_ = is_stale_ || is_new;
+  }
+  list.updates.set_prologue(prologue);
   if (list.engine->is_asynchronous()) return;
   list.execution.max_threads = torch_.num_threads();
   host_must_know_ = true;
@@ -455,22 +467,30 @@ uint32_t Step::options_for(GroupPlan& group, DeviceUpdates& list) {
   return group.scalars.add_options(values, list);
 }
 
-// Reads only, so that nothing has changed if it fails.
+// Writes nothing but decisions, so that nothing has changed if it fails.
 void Step::measure() {
   std::vector<ExactSum> sums = clipping_.new_sums();
+  DeviceUpdates* const only = memory_.plan.only_asynchronous();
+  if (only != nullptr && sums.size() == 1 && !host_must_know_) {
+    {
+      const ReleasedGil release;
+      StepPlan::decide(*only, clipping_.options());
+    }
+    return clipping_.leave();
+  }
   {
     const ReleasedGil release;
     memory_.plan.measure(sums);
   }
-  const ExactSum total = clipping_.total(sums);
+  ExactSum total = clipping_.total(sums);
   const IeeeEnvironment environment;
-  // Other ranks were waited for, and Python code has run meanwhile.
-  if (sums.size() > 1 && !is_skipped_) lay_out();
-  const double norm = norm_of(total);
-  is_skipped_ = is_skipped_ || clipping_.skips(total);
-  const double factor = clipping_.factor(norm);
-  if (factor != 1) memory_.plan.clip(factor);
-  clipping_.tell(norm, is_skipped_);
+  total.carry();
+  const Decision decision = decide(total, clipping_.options(), is_skipped_);
+  is_skipped_ = decision.is_skipped != 0;
+  const bool has_copied = clipping_.tell(decision);
+  // Other ranks were waited for, or Python code has run meanwhile.
+  if ((sums.size() > 1 || has_copied) && !is_skipped_) lay_out();
+  if (decision.factor != 1) memory_.plan.clip(decision.factor);
 }
 
 void Step::run() {

@@ -28,6 +28,7 @@ class Step {
 
  private:
   void find_sums();
+  void make_decision();
   void lay_out();
   void describe_all();
   void prefetch(size_t index) const;
@@ -44,7 +45,6 @@ class Step {
   void check_average(const ParamPlan& plan, size_t operand) const;
   void plan_new_states(const ParamPlan& plan, const DeviceUpdates& list);
   void finish_list(DeviceUpdates& list);
-  void plan_measurement(const ParamPlan& plan, DeviceUpdates& list, const Update& update);
   void check_sharing();
   [[noreturn]] void refuse(const PlanConflict& conflict);
   bool wants_skip();

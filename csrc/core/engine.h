@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 
+#include "core/decision.h"
 #include "core/square_list.h"
 #include "core/update_list.h"
 
@@ -41,12 +42,15 @@ class Engine {
   // Whether it does what follows a step (core/epilogue.h).
   virtual bool has_epilogue() const { return false; }
 
-  // Whether it can do the next.
-  virtual bool measures() const { return false; }
+  // Adds the squares of tensors, unscaled as run() unscales gradients, to sums that the host has
+  // when this returns. Reads only, and may throw. `memory` is that of prepare().
+  virtual void measure(SquareList&, const Prologue&, const Execution&,
+                       std::unique_ptr<EngineMemory>& memory, std::span<ExactSum>) = 0;
 
-  // Adds the squares of gradients, unscaled as run() unscales them, to sums. Reads only, and may
-  // throw.
-  virtual void measure(SquareList&, const Prologue&, const Execution&, std::span<ExactSum>) {}
+  // Of an asynchronous engine: the same for a single sum, from which the device itself decides. The
+  // prologue's decision is there for a run() that follows.
+  virtual void decide(SquareList&, const Prologue&, const Execution&,
+                      std::unique_ptr<EngineMemory>&, const ClipOptions&) {}
 
   // Carries out every update of the list, round by round. The list has been validated, arranged
   // and prepared: this writes. An engine that is not asynchronous does not fail here.

@@ -76,13 +76,29 @@ void StepPlan::prepare() {
 void StepPlan::measure(std::span<ExactSum> sums) const {
   for (const auto& list : lists_) {
     if (!list->is_active) continue;
-    list->engine->measure(list->gradients, list->updates.prologue(), list->execution, sums);
+    list->engine->measure(list->gradients, list->updates.prologue(), list->execution, list->memory,
+                          sums);
   }
+}
+
+DeviceUpdates* StepPlan::only_asynchronous() const {
+  DeviceUpdates* found = nullptr;
+  for (const auto& list : lists_) {
+    if (!list->is_active) continue;
+    if (found != nullptr || !list->engine->is_asynchronous()) return nullptr;
+    found = list.get();
+  }
+  return found;
+}
+
+void StepPlan::decide(DeviceUpdates& list, const ClipOptions& options) {
+  list.engine->decide(list.gradients, list.updates.prologue(), list.execution, list.memory,
+                      options);
 }
 
 void StepPlan::clip(double factor) {
   for (const auto& list : lists_) {
-    if (list->is_active) list->updates.clip(factor);
+    if (list->is_active && !list->engine->is_asynchronous()) list->updates.clip(factor);
   }
 }
 

@@ -97,7 +97,12 @@ class StepPlan {
   void prepare();
   // Adds the squares of the gradients to be measured to sums; writes nothing.
   void measure(std::span<ExactSum> sums) const;
-  // Has all gradients multiplied by a factor ahead of everything else.
+  // The only list of the step, if the host need not wait for its device.
+  DeviceUpdates* only_asynchronous() const;
+  // Has its device decide on the gradients that are to be measured.
+  static void decide(DeviceUpdates& list, const ClipOptions& options);
+  // Has gradients multiplied by a factor ahead of everything else, but those of asynchronous
+  // engines, which read it in the prologue's decision.
   void clip(double factor);
   // Runs the engines: asynchronous ones first, because a launch may fail; those that cannot, last.
   // Returns what an engine has thrown; lists say whether they are done.

@@ -13,6 +13,13 @@
 
 #include "rules/math.h"
 
+// Ahead of a loop that one thread of a GPU runs: its turns together would take all registers.
+#if defined(__CUDACC__)
+#define FUSEDOPT_TURN_BY_TURN _Pragma("unroll 1")
+#else
+#define FUSEDOPT_TURN_BY_TURN
+#endif
+
 namespace fusedopt {
 
 constexpr int64_t kSquareBlock = 65536;  // elements of a tensor that are summed in double
@@ -46,22 +53,27 @@ class ExactSum {
   static constexpr int kInfinities = kLimbs, kNans = kLimbs + 1, kOverflows = kLimbs + 2;
   static constexpr int kNumbers = kLimbs + 3;
 
-  void add(double number) {
+  // Calls add(position, number) for the integers that a double is.
+  template <class Add>
+  FUSEDOPT_FN static void split(double number, Add add) {
     const auto bits = std::bit_cast<uint64_t>(number);
     const int exponent = static_cast<int>(bits >> 52 & 0x7ff);
     uint64_t mantissa = bits & ((uint64_t{1} << 52) - 1);
     if (exponent == 0x7ff) {
-      ++numbers_[mantissa != 0 ? kNans : number > 0 ? kInfinities : kOverflows];
-      return;
+      return add(mantissa != 0 ? kNans : number > 0 ? kInfinities : kOverflows, int64_t{1});
     }
     if (exponent != 0) mantissa |= uint64_t{1} << 52;
     const int position = exponent == 0 ? 0 : exponent - 1;
     const int limb = position / kLimbBits, shift = position % kLimbBits;
     const uint64_t lower = (mantissa & kMask) << shift;
     const uint64_t upper = (mantissa >> kLimbBits) << shift;
-    numbers_[limb] += static_cast<int64_t>(lower & kMask);
-    numbers_[limb + 1] += static_cast<int64_t>((lower >> kLimbBits) + (upper & kMask));
-    numbers_[limb + 2] += static_cast<int64_t>(upper >> kLimbBits);
+    add(limb, static_cast<int64_t>(lower & kMask));
+    add(limb + 1, static_cast<int64_t>((lower >> kLimbBits) + (upper & kMask)));
+    add(limb + 2, static_cast<int64_t>(upper >> kLimbBits));
+  }
+
+  void add(double number) {
+    split(number, [&](int position, int64_t n) { numbers_[position] += n; });
   }
 
   void add(const ExactSum& other) {
@@ -69,61 +81,79 @@ class ExactSum {
   }
 
   // Leaves less than 2^32 in every limb.
-  void carry() {
+  FUSEDOPT_FN void carry() {
+    int64_t carried = 0;
+    FUSEDOPT_TURN_BY_TURN
     for (int i = 0; i + 1 < kLimbs; ++i) {
-      numbers_[i + 1] += numbers_[i] >> kLimbBits;
-      numbers_[i] &= kMask;
+      const int64_t number = numbers_[i] + carried;
+      numbers_[i] = number & kMask;
+      carried = number >> kLimbBits;
     }
+    numbers_[kLimbs - 1] += carried;
   }
 
   // Whether all that was squared was finite. The sum may still be none.
-  bool is_finite() const { return numbers_[kInfinities] == 0 && numbers_[kNans] == 0; }
+  FUSEDOPT_FN bool is_finite() const { return numbers_[kInfinities] == 0 && numbers_[kNans] == 0; }
 
-  // The double nearest to the sum, ties to even.
-  double rounded() const {
+  // The double nearest to the sum, ties to even, when carry() has been called for it.
+  FUSEDOPT_FN double rounded() const {
     if (numbers_[kNans] != 0) return std::bit_cast<double>(uint64_t{0x7ff8} << 48);
     if (numbers_[kInfinities] + numbers_[kOverflows] != 0) return HUGE_VAL;
-    ExactSum sum = *this;
-    sum.carry();
     int top = kLimbs - 1;
-    while (top > 0 && sum.numbers_[top] == 0) --top;
-    return sum.rounded_from(top);
+    FUSEDOPT_TURN_BY_TURN
+    while (top > 0 && numbers_[top] == 0) --top;
+    return rounded_from(top);
   }
 
-  std::array<int64_t, kNumbers>& numbers() { return numbers_; }
-  const std::array<int64_t, kNumbers>& numbers() const { return numbers_; }
+  FUSEDOPT_FN std::array<int64_t, kNumbers>& numbers() { return numbers_; }
+  FUSEDOPT_FN const std::array<int64_t, kNumbers>& numbers() const { return numbers_; }
 
  private:
   static constexpr int64_t kMask = 0xffffffff;
 
-  uint64_t digit(int limb) const { return limb < 0 ? 0 : static_cast<uint64_t>(numbers_[limb]); }
+  FUSEDOPT_FN uint64_t digit(int limb) const {
+    return limb < 0 ? 0 : static_cast<uint64_t>(numbers_[limb]);
+  }
 
   // Where `top` is the highest limb that is not zero: its 64 upper bits, rounded to the 53 of a
   // double. Of a sum below the normal numbers nothing is cut off.
-  double rounded_from(int top) const {
+  FUSEDOPT_FN double rounded_from(int top) const {
     if (digit(top) == 0) return 0;
-    const int zeros = std::countl_zero(digit(top)) - kLimbBits;
+    int zeros = 0;
+    FUSEDOPT_TURN_BY_TURN
+    while ((digit(top) << zeros >> (kLimbBits - 1)) == 0) ++zeros;
     uint64_t upper = digit(top) << kLimbBits | digit(top - 1);
     bool is_more = false;  // below them
     if (zeros > 0) upper = upper << zeros | digit(top - 2) >> (kLimbBits - zeros);
     if ((digit(top - 2) << zeros & kMask) != 0) is_more = true;
+    FUSEDOPT_TURN_BY_TURN
     for (int i = 0; i < top - 2; ++i) is_more = is_more || numbers_[i] != 0;
     constexpr int kCut = 64 - 53;
     const uint64_t rest = upper & ((1 << kCut) - 1), half = 1 << (kCut - 1);
     upper >>= kCut;
     if (rest > half || (rest == half && (is_more || (upper & 1) != 0))) ++upper;
-    return std::ldexp(static_cast<double>(upper), kLimbBits * (top - 1) - zeros + kSmallest + kCut);
+    // In two factors, because one alone may be no double.
+    const int exponent = kLimbBits * (top - 1) - zeros + kSmallest + kCut, part = exponent / 2;
+    const auto number = static_cast<double>(static_cast<int64_t>(upper));
+    return number * power_of_two(part) * power_of_two(exponent - part);
   }
 
-  std::array<int64_t, kNumbers> numbers_{};
+  FUSEDOPT_FN static double power_of_two(int exponent) {
+    return std::bit_cast<double>(static_cast<uint64_t>(exponent + 1023) << 52);
+  }
+
+  std::array<int64_t, kNumbers> numbers_;  // zeros only by ExactSum{}: it may be shared by a block
 };
 
 // The 2-norm of everything whose squares a sum has.
-inline double norm_of(const ExactSum& sum) { return square_root(sum.rounded()); }
+inline double norm_of(ExactSum sum) {
+  sum.carry();
+  return square_root(sum.rounded());
+}
 
 // What gradients of a norm are multiplied by, so that it becomes at most `max_norm`: as
 // torch.nn.utils.clip_grad_norm_ has it, but 1 where nothing can be too much. NaN if the norm is.
-inline double clip_factor(double max_norm, double norm) {
+FUSEDOPT_FN double clip_factor(double max_norm, double norm) {
   if (max_norm == HUGE_VAL) return 1;
   const double factor = max_norm / (norm + 1e-6);
   return factor > 1 ? 1 : factor;

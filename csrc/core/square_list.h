@@ -31,6 +31,7 @@ class SquareList {
   const std::vector<Squared>& tensors() const { return tensors_; }
   int64_t numel() const { return numel_; }
   Walk walk(const Squared& tensor) const;
+  std::span<const int64_t> all_walks() const { return walks_; }
 
   // Where part `part` of `parts` equal parts begins. A block belongs to the part that has its first
   // element.

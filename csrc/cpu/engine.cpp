@@ -57,10 +57,8 @@ class CpuEngine final : public Engine {
 
   bool has_epilogue() const override { return true; }
 
-  bool measures() const override { return true; }
-
   void measure(SquareList& gradients, const Prologue& prologue, const Execution& execution,
-               std::span<ExactSum> sums) override {
+               std::unique_ptr<EngineMemory>&, std::span<ExactSum> sums) override {
     sum_squares(selected_isa(), gradients, prologue.grad_scale, execution.max_threads, sums);
   }
 

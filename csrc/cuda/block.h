@@ -10,24 +10,11 @@
 #include "core/option.h"
 #include "core/scalars.h"
 #include "core/walk.h"
+#include "cuda/atomics.h"
 #include "cuda/groups.h"
 #include "cuda/packs.h"
 
 namespace fusedopt::cuda {
-
-// Counts a block in and returns how many were in before it. What the block has read before, it has
-// read before any block that is counted in later can write: the first fence keeps the reads ahead
-// of the count (release), the second keeps the writes behind it (acquire).
-FUSEDOPT_FN uint32_t arrive(uint32_t* arrivals) {
-#if defined(__CUDA_ARCH__)
-  __threadfence();
-  const uint32_t before = atomicAdd(arrivals, 1u);
-  __threadfence();
-  return before;
-#else
-  return (*arrivals)++;
-#endif
-}
 
 // What thread 0 tells the other threads of its block.
 template <class Rule>
@@ -137,12 +124,14 @@ class Block {
   // There are as many blocks as chunks.
   FUSEDOPT_FN Block(const TableOf& table, uint32_t index)
       : table_(table),
-        entry_(find_entry(index)),
+        entry_(find_entry(table, kEntrySize, offsetof(Entry, first_chunk), index)),
         chunk_(index - field<uint32_t>(offsetof(Entry, first_chunk))),
         kind_(field<Kind>(offsetof(Entry, kind))) {}
 
   FUSEDOPT_FN static bool is_skipped(const TableOf& table) {
-    return table.header.found_inf != nullptr && *table.header.found_inf != 0;
+    const TableHeader& header = table.header;
+    return (header.found_inf != nullptr && *header.found_inf != 0) ||
+           (header.decision != nullptr && header.decision->is_skipped != 0);
   }
 
   // Whether threads tell each other something, for which all wait.
@@ -190,9 +179,9 @@ class Block {
     const auto hyper = Rule::read(options);
     if constexpr (has_any_formats) shared.step = step;
     if (kind_.in_double) {
-      shared.in_double = derive_scalars<double, Rule>(hyper, step);
+      shared.in_double = clipped(derive_scalars<double, Rule>(hyper, step));
     } else {
-      shared.in_float = derive_scalars<float, Rule>(hyper, step);
+      shared.in_float = clipped(derive_scalars<float, Rule>(hyper, step));
     }
     shared.counts_steps =
         count != nullptr && arrive(table_.header.arrivals) + 1 == table_.header.counting_blocks;
@@ -201,10 +190,18 @@ class Block {
   FUSEDOPT_FN void copy_scalars(Shared& shared) const {
     const auto at = field<uint32_t>(offsetof(Entry, scalars));
     if (kind_.in_double) {
-      shared.in_double = read<KernelScalars<Rule, double>>(table_, at);
+      shared.in_double = clipped(read<KernelScalars<Rule, double>>(table_, at));
     } else {
-      shared.in_float = read<KernelScalars<Rule, float>>(table_, at);
+      shared.in_float = clipped(read<KernelScalars<Rule, float>>(table_, at));
     }
+  }
+
+  // With the factor that the gradients are to be multiplied by, if they have been measured.
+  template <class T>
+  FUSEDOPT_FN KernelScalars<Rule, T> clipped(KernelScalars<Rule, T> scalars) const {
+    const Decision* const decision = table_.header.decision;
+    if (decision != nullptr) clip(scalars.shared, static_cast<T>(decision->factor));
+    return scalars;
   }
 
   FUSEDOPT_FN void copy_entry(unsigned thread, Shared& shared) const {
@@ -219,19 +216,6 @@ class Block {
   template <class Field>
   FUSEDOPT_FN Field field(size_t offset) const {
     return read<Field>(table_, entry_ + static_cast<uint32_t>(offset));
-  }
-
-  // Offset of the last entry that begins at or before the chunk.
-  FUSEDOPT_FN uint32_t find_entry(uint32_t chunk) const {
-    uint32_t first = 0;
-    for (uint32_t count = table_.header.entry_count; count > 1;) {
-      const uint32_t middle = first + count / 2;
-      const auto begin = read<uint32_t>(
-          table_, middle * kEntrySize + static_cast<uint32_t>(offsetof(Entry, first_chunk)));
-      first = begin <= chunk ? middle : first;
-      count -= count / 2;
-    }
-    return first * kEntrySize;
   }
 
   FUSEDOPT_FN void count_steps(unsigned thread) const {
@@ -265,7 +249,7 @@ class Block {
     if (kind_.derives) {
       shared.get(scalars);
     } else {
-      scalars = read<decltype(scalars)>(table_, field<uint32_t>(offsetof(Entry, scalars)));
+      scalars = clipped(read<decltype(scalars)>(table_, field<uint32_t>(offsetof(Entry, scalars))));
     }
     return {scalars, (kind_.variant & kL2Penalty) != 0, table_.header.grad_scale};
   }

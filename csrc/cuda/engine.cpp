@@ -5,10 +5,12 @@
 #include <utility>
 #include <vector>
 
+#include "core/refusal.h"
 #include "cuda/check.h"
 #include "cuda/kernels.h"
 #include "cuda/launch_memory.h"
 #include "cuda/launch_plan.h"
+#include "cuda/square_plan.h"
 
 namespace fusedopt {
 namespace cuda {
@@ -42,14 +44,76 @@ struct Launch {
   LaunchPlan plan;
   HeldMemory memory;  // null where the table is small and no step is counted
 
-  bool overflows() const { return plan.storage() == LaunchPlan::Storage::kOverflow; }
+  bool overflows() const { return plan.storage() == Storage::kOverflow; }
 };
+
+// A kernel with its parameter, and how much of the memory beside it holds a table.
+struct Queued {
+  const void* kernel;
+  uint32_t blocks;
+  unsigned threads;
+  void* parameter;
+  size_t table_size = 0;
+};
+
+void upload(const Queued& launch, const LaunchMemory& memory, cudaStream_t stream) {
+  if (launch.table_size == 0) return;
+  check(cudaMemcpyAsync(memory.device, memory.host, launch.table_size, cudaMemcpyHostToDevice,
+                        stream),
+        "copying a launch's table");
+}
+
+void launch_kernel(const Queued& launch, const Execution& execution) {
+  void* arguments[] = {launch.parameter};
+  const cudaError_t error = cudaLaunchKernel(
+      launch.kernel, dim3(launch.blocks), dim3(launch.threads), arguments, 0, stream_of(execution));
+  if (error == cudaSuccess) return;
+  fail(error, "launching " + std::to_string(launch.blocks) + " blocks of " +
+                  std::to_string(launch.threads) + " threads on device " +
+                  std::to_string(execution.device.index));
+}
+
+// Leaves the memory, which may be null, to the launch.
+void queue(const Queued& launch, HeldMemory& memory, const Execution& execution) {
+  const cudaStream_t stream = stream_of(execution);
+  if (execution.is_captured) {
+    // To the graph, before it has the kernel: it may not replay one whose table it does not keep.
+    // The table is copied now, so that no replay has to.
+    if (launch.table_size > 0) upload_now(memory, launch.table_size);
+    if (memory != nullptr) give_to_graph(std::move(memory), stream);
+    return launch_kernel(launch, execution);
+  }
+  const ReuseWhenDone reuse(memory, stream);
+  if (memory != nullptr) upload(launch, *memory, stream);
+  launch_kernel(launch, execution);
+}
 
 struct Memory final : EngineMemory {
   std::vector<Launch> launches;
   size_t count = 0;  // of them in this step; the others keep their memory for a later one
+  SquarePlan squares;
   alignas(Table<kLargeTable>) std::byte table[sizeof(Table<kLargeTable>)];
 };
+
+Memory& memory_of(std::unique_ptr<EngineMemory>& memory) {
+  if (memory == nullptr) memory = std::make_unique<Memory>();
+  return static_cast<Memory&>(*memory);
+}
+
+// Writes the parameter of a launch whose table is of a plan. Whether the table is a large one.
+template <class Header>
+bool write_table(const TablePlan<Header>& plan, const LaunchMemory* memory, std::byte* to) {
+  const bool overflows = plan.storage() == Storage::kOverflow;
+  const std::byte* const overflow = overflows ? memory->device : nullptr;
+  uint32_t* const arrivals = memory == nullptr ? nullptr : memory->arrivals;
+  const bool is_large = plan.storage() == Storage::kLarge;
+  if (is_large) {
+    plan.write(*reinterpret_cast<Table<kLargeTable, Header>*>(to), overflow, arrivals);
+  } else {
+    plan.write(*reinterpret_cast<Table<kSmallTable, Header>*>(to), overflow, arrivals);
+  }
+  return is_large;
+}
 
 class CudaEngine final : public Engine {
  public:
@@ -64,8 +128,7 @@ class CudaEngine final : public Engine {
 
   void prepare(const UpdateList& list, const Execution& execution,
                std::unique_ptr<EngineMemory>& memory) override {
-    if (memory == nullptr) memory = std::make_unique<Memory>();
-    auto& [launches, count, table] = static_cast<Memory&>(*memory);
+    auto& [launches, count, squares, table] = memory_of(memory);
     const CurrentDevice current(execution.device.index);
     count = list.rounds().size();
     if (launches.size() < count) launches.resize(count);
@@ -88,52 +151,74 @@ class CudaEngine final : public Engine {
     for (size_t l = 0; l < memory.count; ++l) {
       Launch& launch = memory.launches[l];
       if (launch.plan.blocks() == 0) continue;
-      write_table(launch, memory.table);
-      if (execution.is_captured) {
-        leave_memory(launch, stream_of(execution));
-        queue(list.rule(), launch.plan, execution, memory.table);
-      } else {
-        const ReuseWhenDone reuse(launch.memory, stream_of(execution));
-        if (launch.overflows()) upload(launch, stream_of(execution));
-        queue(list.rule(), launch.plan, execution, memory.table);
-      }
+      (void)write_table(launch.plan, launch.memory.get(), memory.table);
+      const KernelKind kind = launch.plan.kernel(launch.plan.storage());
+      queue({.kernel = kernel_of(list.rule(), kind),
+             .blocks = launch.plan.blocks(),
+             .threads = kThreads,
+             .parameter = memory.table,
+             .table_size = launch.overflows() ? launch.plan.sections().size() : 0},
+            launch.memory, execution);
     }
+  }
+
+  void decide(SquareList& list, const Prologue& prologue, const Execution& execution,
+              std::unique_ptr<EngineMemory>& engine_memory, const ClipOptions& options) override {
+    Memory& memory = memory_of(engine_memory);
+    const CurrentDevice current(execution.device.index);
+    memory.squares.build(list, prologue, options);
+    HeldMemory held = hold_memory(execution.device.index, table_size(memory.squares));
+    memory.squares.set_sums(held->sum);
+    const Queued launch = queued(memory, *held);
+    queue(launch, held, execution);
+  }
+
+  void measure(SquareList& list, const Prologue& prologue, const Execution& execution,
+               std::unique_ptr<EngineMemory>& engine_memory, std::span<ExactSum> sums) override {
+    if (execution.is_captured) {
+      throw Refusal(Refusal::kRuntime,
+                    "a CUDA graph cannot capture the norm of gradients on several devices, or of "
+                    "parameters that are cut up over ranks, because the host adds the sums");
+    }
+    Memory& memory = memory_of(engine_memory);
+    const CurrentDevice current(execution.device.index);
+    memory.squares.build(list, {.grad_scale = prologue.grad_scale}, {});
+    // Behind the table, if that is there.
+    const size_t sums_at = (table_size(memory.squares) + alignof(ExactSum) - 1) /
+                           alignof(ExactSum) * alignof(ExactSum);
+    HeldMemory held = hold_memory(execution.device.index, sums_at + sums.size_bytes());
+    auto* const on_device = reinterpret_cast<int64_t*>(held->device + sums_at);
+    memory.squares.set_sums(on_device);
+    const cudaStream_t stream = stream_of(execution);
+    const Queued launch = queued(memory, *held);
+    auto* const found = reinterpret_cast<const ExactSum*>(held->host + sums_at);
+    const ReuseWhenDone reuse(held, stream);
+    check(cudaMemsetAsync(on_device, 0, sums.size_bytes(), stream), "clearing sums of squares");
+    upload(launch, *held, stream);
+    launch_kernel(launch, execution);
+    check(cudaMemcpyAsync(held->host + sums_at, on_device, sums.size_bytes(),
+                          cudaMemcpyDeviceToHost, stream),
+          "fetching sums of squares");
+    check(cudaStreamSynchronize(stream), "waiting for sums of squares");
+    for (size_t s = 0; s < sums.size(); ++s) sums[s].add(found[s]);
   }
 
  private:
-  static void write_table(const Launch& launch, std::byte* table) {
-    const std::byte* const overflow = launch.overflows() ? launch.memory->device : nullptr;
-    uint32_t* const arrivals = launch.memory == nullptr ? nullptr : launch.memory->arrivals;
-    if (launch.plan.storage() == LaunchPlan::Storage::kLarge) {
-      launch.plan.write(*reinterpret_cast<Table<kLargeTable>*>(table), overflow, arrivals);
-    } else {
-      launch.plan.write(*reinterpret_cast<Table<kSmallTable>*>(table), overflow, arrivals);
-    }
+  // What the plan of squares takes of the memory beside its launch.
+  static size_t table_size(const SquarePlan& plan) {
+    return plan.storage() == Storage::kOverflow ? plan.sections().size() : 0;
   }
 
-  // To the graph, before it has the kernel: it may not replay one whose table it does not keep. The
-  // table is copied now, so that no replay has to.
-  static void leave_memory(Launch& launch, cudaStream_t stream) {
-    if (launch.overflows()) upload_now(launch.memory, launch.plan.sections().size());
-    if (launch.memory != nullptr) give_to_graph(std::move(launch.memory), stream);
-  }
-
-  static void upload(const Launch& launch, cudaStream_t stream) {
-    check(cudaMemcpyAsync(launch.memory->device, launch.memory->host, launch.plan.sections().size(),
-                          cudaMemcpyHostToDevice, stream),
-          "copying a launch's table");
-  }
-
-  static void queue(unsigned rule, const LaunchPlan& plan, const Execution& execution,
-                    std::byte* table) {
-    void* arguments[] = {table};
-    const uint32_t blocks = plan.blocks();
-    const KernelKind kind = plan.kernel(plan.storage());
-    const cudaError_t error = cudaLaunchKernel(kernel_of(rule, kind), dim3(blocks), dim3(kThreads),
-                                               arguments, 0, stream_of(execution));
-    if (error == cudaSuccess) return;
-    fail(error, "launching " + std::to_string(blocks) + " blocks of " + std::to_string(kThreads) +
-                    " threads on device " + std::to_string(execution.device.index));
+  static Queued queued(Memory& memory, const LaunchMemory& held) {
+    const SquarePlan& plan = memory.squares;
+    const size_t size = table_size(plan);
+    std::copy_n(plan.sections().begin(), size, held.host);
+    const bool is_large = write_table(plan, &held, memory.table);
+    return {.kernel = square_kernel_of(is_large),
+            .blocks = plan.blocks(),
+            .threads = kSquareThreads,
+            .parameter = memory.table,
+            .table_size = size};
   }
 };
 

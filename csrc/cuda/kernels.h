@@ -14,4 +14,7 @@ constexpr bool takes_any_formats(KernelKind kind) { return kind >= KernelKind::k
 // The kernel of a rule (its index in AllRules).
 const void* kernel_of(unsigned rule, KernelKind kind);
 
+// The kernel of the measuring pass, by the table that is its parameter.
+const void* square_kernel_of(bool has_large_table);
+
 }  // namespace fusedopt::cuda

@@ -6,13 +6,16 @@
 #include <string>
 #include <vector>
 
+#include "core/reduction.h"
 #include "cuda/check.h"
 
 namespace fusedopt::cuda {
 namespace {
 
 constexpr size_t kSmallest = 64 * 1024;
-constexpr size_t kArrivalsSize = 256;  // keeps what follows aligned
+// Ahead of each table: the counter and the sum, whose sizes keep what follows aligned.
+constexpr size_t kArrivalsSize = 256, kSumSize = 768, kZerosSize = kArrivalsSize + kSumSize;
+static_assert(sizeof(ExactSum) <= kSumSize);
 
 // How many are allocated together: a host that runs several steps ahead of the GPU has as many
 // tables under way.
@@ -52,7 +55,7 @@ class PrivateStream {
 // Several of one capacity, in one piece of memory of either side. Never freed.
 class Slab {
  public:
-  explicit Slab(size_t capacity) : stride_(kArrivalsSize + capacity) {
+  explicit Slab(size_t capacity) : stride_(kZerosSize + capacity) {
     const size_t size = kTogether * stride_;
     const std::string what = "allocating " + std::to_string(size) + " bytes for tables";
     try {
@@ -79,9 +82,10 @@ class Slab {
     memory->finished = events_[index];
     std::byte* const device = static_cast<std::byte*>(device_) + index * stride_;
     memory->arrivals = reinterpret_cast<uint32_t*>(device);
-    memory->device = device + kArrivalsSize;
+    memory->sum = reinterpret_cast<int64_t*>(device + kArrivalsSize);
+    memory->device = device + kZerosSize;
     memory->host = static_cast<std::byte*>(host_) + index * stride_;
-    memory->capacity = stride_ - kArrivalsSize;
+    memory->capacity = stride_ - kZerosSize;
     return memory;
   }
 

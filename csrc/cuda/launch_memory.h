@@ -1,5 +1,6 @@
-// Memory that a launch needs beside its parameters: a table too large for them, and the counter of
-// blocks that have read a step count. It is reused from step to step, once the GPU is done with it.
+// Memory that a launch needs beside its parameters: a table too large for them, a counter of blocks
+// that have arrived somewhere, and room for an exact sum. It is reused from step to step, once the
+// GPU is done with it.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,6 +16,7 @@ struct LaunchMemory {
   std::byte* host = nullptr;  // pinned
   std::byte* device = nullptr;
   uint32_t* arrivals = nullptr;    // on the device; 0 whenever no launch is under way
+  int64_t* sum = nullptr;          // the numbers of an ExactSum, likewise
   size_t capacity = 0;             // of host and of device
   cudaEvent_t finished = nullptr;  // recorded after the launch that used it last
   std::atomic<bool> is_held = false;

@@ -73,9 +73,11 @@ bool needs_any_formats(const UpdateList& list, const Round& round) {
 void LaunchPlan::build(const UpdateList& list, const Round& round) {
   header_ = {};
   has_any_formats_ = needs_any_formats(list, round);
+  has_large_ = !has_any_formats_;
   computes_in_double_ = false;
   header_.grad_scale = list.prologue().grad_scale;
   header_.found_inf = list.prologue().found_inf;
+  header_.decision = list.prologue().decision;
   header_.entry_count = static_cast<uint32_t>(round.count);
   sections_.clear();
   const size_t scalars_at = round.count * entry_size(kOperandCounts[list.rule()], has_any_formats_);
@@ -141,11 +143,6 @@ void LaunchPlan::append_places(const UpdateList& list, const Update& update, uin
     places[extra.draws] = scalars_at + update.draws * sizeof(double);
   }
   append(places, extra.count * sizeof *places);
-}
-
-void LaunchPlan::append(const void* records, size_t size) {
-  const auto* const bytes = static_cast<const std::byte*>(records);
-  sections_.insert(sections_.end(), bytes, bytes + size);
 }
 
 }  // namespace fusedopt::cuda

@@ -9,6 +9,7 @@
 
 #include "core/number.h"
 #include "core/operand.h"
+#include "core/prologue.h"
 #include "cuda/tuning.h"
 
 namespace fusedopt::cuda {
@@ -69,23 +70,29 @@ FUSEDOPT_FN constexpr uint32_t entry_size(unsigned operands, bool has_any_format
   return static_cast<uint32_t>(sizeof(Entry) + places * sizeof(void*));
 }
 
-struct TableHeader {
+// What the table of any kernel begins with.
+struct LaunchHeader {
   const std::byte* overflow;  // where the sections are in the device's memory, if not in the table
-  const float* grad_scale;
-  const float* found_inf;
-  uint32_t* arrivals;        // blocks that have read their step count; 0 before and after a launch
-  uint32_t counting_blocks;  // how many have one to read
+  uint32_t* arrivals;         // of blocks at some place; 0 before and after a launch
   uint32_t entry_count;
   uint32_t chunk_count;
 };
 
+// Of a step. The arrivals are those of blocks that have read their step count.
+struct TableHeader : LaunchHeader {
+  const float* grad_scale;
+  const float* found_inf;
+  const Decision* decision;
+  uint32_t counting_blocks;  // how many have a step count to read
+};
+
 // The sections are the entries, at offset 0, then scalars and options, then walks.
-template <unsigned size>
+template <unsigned size, class Header = TableHeader>
 struct Table {
-  static constexpr unsigned kCapacity = size - sizeof(TableHeader);
+  static constexpr unsigned kCapacity = size - sizeof(Header);
   static constexpr bool kMayOverflow = size == kSmallTable;
 
-  TableHeader header;
+  Header header;
   alignas(8) std::byte sections[kCapacity];
 };
 
@@ -118,14 +125,29 @@ FUSEDOPT_FN Record read_constant(const std::byte* from) {
 #endif
 }
 
-template <class Record, unsigned size>
-FUSEDOPT_FN Record read(const Table<size>& table, uint32_t offset) {
-  if constexpr (Table<size>::kMayOverflow) {
+template <class Record, unsigned size, class Header>
+FUSEDOPT_FN Record read(const Table<size, Header>& table, uint32_t offset) {
+  if constexpr (Table<size, Header>::kMayOverflow) {
     if (table.header.overflow != nullptr) {
       return read_constant<Record>(table.header.overflow + offset);
     }
   }
   return *reinterpret_cast<const Record*>(table.sections + offset);
+}
+
+// Offset of the last entry that begins at or before a chunk. Entries have that of their first chunk
+// at `place`.
+template <class TableOf>
+FUSEDOPT_FN uint32_t find_entry(const TableOf& table, uint32_t entry_size, size_t place,
+                                uint32_t chunk) {
+  uint32_t first = 0;
+  for (uint32_t count = table.header.entry_count; count > 1;) {
+    const uint32_t middle = first + count / 2;
+    const auto begin = read<uint32_t>(table, middle * entry_size + static_cast<uint32_t>(place));
+    first = begin <= chunk ? middle : first;
+    count -= count / 2;
+  }
+  return first * entry_size;
 }
 
 }  // namespace fusedopt::cuda

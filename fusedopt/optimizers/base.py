@@ -112,13 +112,14 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
       averages into the parameters.
 
     Two more are options and attributes of the optimizer, not of a group. Pickles and copies have
-    them, ``state_dict()`` has not. They need parameters on the CPU so far.
+    them, ``state_dict()`` has not.
 
     - ``max_grad_norm``: gradients are clipped inside of the step to this 2-norm of all of them, as
       by ``torch.nn.utils.clip_grad_norm_``; in memory they stay as they are. ``grad_norm`` is the
       norm before clipping; ``float("inf")`` only measures it.
     - ``skip_nonfinite``: a step with an infinity or a NaN in any gradient changes nothing, creates
-      no state and counts no step; ``skipped`` says so.
+      no state and counts no step; ``skipped`` says so. On a GPU new states hold their initial
+      values then, and step counts are kept there, because nothing waits for what it finds.
 
     ``torch.amp.GradScaler`` leaves unscaling and skipping to ``step``, which reads the scaler's
     tensors where they are. Gradients are unscaled in place, as torch's fused optimizers do it. With
@@ -311,8 +312,8 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
 
     @property
     def _may_skip(self) -> bool:
-        """Whether a gradient scaler decides on this step. It sets attributes and deletes them."""
-        return self.__dict__.get("found_inf") is not None
+        """Whether the gradients decide on this step: a scaler sets an attribute and deletes it."""
+        return self.skip_nonfinite or self.__dict__.get("found_inf") is not None
 
     @torch.optim.Optimizer.profile_hook_step
     def _observed_step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -74,6 +74,11 @@ class SumsOverRanks:
         return total
 
 
+def new_decision(like: torch.Tensor) -> torch.Tensor:
+    """Memory on a tensor's device for what is decided: the norm, the factor, whether to skip."""
+    return torch.empty(3, dtype=torch.float64, device=like.device)
+
+
 class Measurement(SumsOverRanks):
     """What one step is to find out about all its gradients, and what it has found.
 
@@ -82,22 +87,44 @@ class Measurement(SumsOverRanks):
         skip_nonfinite: whether the step is skipped where a gradient has an infinity or a NaN.
 
     Attributes:
-        norm: of the gradients, before clipping.
-        skipped: whether the step has changed nothing.
+        is_done: whether the step was carried out, which a mode may have prevented.
     """
 
-    norm: float
-    skipped: bool
+    is_done = False
 
     def __init__(self, max_norm: float | None, skip_nonfinite: bool) -> None:
         super().__init__()
         self.max_norm = max_norm
         self.skip_nonfinite = skip_nonfinite
+        self._on_devices: list[torch.Tensor] = []
+
+    def new_decision(self, param: torch.Tensor) -> torch.Tensor:
+        """Memory on a GPU for what is decided there, or by the host for kernels to read."""
+        decision = new_decision(param)
+        self._on_devices.append(decision)
+        return decision
+
+    def tell(self, norm: float, factor: float, skipped: bool) -> None:
+        """What the host has decided."""
+        self._norm, self._skipped = norm, skipped
+        for decision in self._on_devices:
+            found = torch.tensor([norm, factor, skipped], dtype=torch.float64, device="cpu")
+            decision.copy_(found)
+        self.is_done = True
 
     @property
-    def is_done(self) -> bool:
-        """Whether the step was carried out, which a mode may have prevented."""
-        return "skipped" in self.__dict__
+    def norm(self) -> torch.Tensor:
+        """Of the gradients, before clipping; on a GPU if there is one."""
+        if self._on_devices:
+            return self._on_devices[0][0]
+        return torch.tensor(self._norm, dtype=torch.float64, device="cpu")
+
+    @property
+    def skipped(self) -> torch.Tensor:
+        """Whether the step has changed nothing; where the norm is."""
+        if self._on_devices:
+            return self._on_devices[0][2] != 0
+        return torch.tensor(self._skipped, device="cpu")
 
 
 class Clipping:
@@ -169,24 +196,25 @@ class Clipping:
     def grad_norm(self) -> torch.Tensor | None:
         """The norm of all gradients in the last step, before clipping: a 0-dim float64 tensor.
 
-        On the CPU. None if the last step has not measured it, as one with ``max_grad_norm`` or
-        ``skip_nonfinite`` does; ``max_grad_norm=float("inf")`` measures and clips nothing.
+        On the first GPU that has parameters, without waiting for it, or else on the CPU. Replays of
+        a CUDA graph write the norm of the step that was captured last. None if the last step has
+        not measured it, as one with ``max_grad_norm`` or ``skip_nonfinite`` does;
+        ``max_grad_norm=float("inf")`` measures and clips nothing.
         """
         measurement = getattr(self, "_measurement", None)
-        if measurement is None:
-            return None
-        return torch.tensor(measurement.norm, dtype=torch.float64, device="cpu")
+        return None if measurement is None else measurement.norm
 
     @property
     def skipped(self) -> torch.Tensor | None:
         """Whether the last step has changed nothing: a 0-dim bool tensor.
 
-        Because of ``skip_nonfinite``, or of what a gradient scaler has found. On the CPU. None if
-        the last step had neither ``max_grad_norm`` nor ``skip_nonfinite``. With ``fused=False`` a
-        scaler skips a step by not calling it, of which this says nothing.
+        Because of ``skip_nonfinite``, or of what a gradient scaler has found. It is where
+        ``grad_norm`` is. None if the last step had neither ``max_grad_norm`` nor
+        ``skip_nonfinite``. With ``fused=False`` a scaler skips a step by not calling it, of which
+        this says nothing.
         """
         measurement = getattr(self, "_measurement", None)
-        return None if measurement is None else torch.tensor(measurement.skipped, device="cpu")
+        return None if measurement is None else measurement.skipped
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def dump(*options: str) -> str:
 
 
 @functools.cache
-def ptx_texts() -> dict[str, str]:
-    """The PTX of the module, by the architecture that it names."""
-    texts = re.split(r"^(?=\.version )", dump("-ptx"), flags=re.MULTILINE)[1:]
-    return {re.search(r"^\.target (\w+)", text, re.MULTILINE)[1]: text for text in texts}
+def ptx_texts() -> dict[str, list[str]]:
+    """The PTX of the module's units, by the architecture that they name."""
+    texts = defaultdict(list)
+    for text in re.split(r"^(?=\.version )", dump("-ptx"), flags=re.MULTILINE)[1:]:
+        texts[re.search(r"^\.target (\w+)", text, re.MULTILINE)[1]].append(text)
+    return dict(texts)

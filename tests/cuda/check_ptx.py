@@ -10,8 +10,10 @@ from __future__ import annotations
 import pytest
 
 from compiled_cuda import KERNELS, derived_in, kernel_of
+from compiled_norms import MIXES, check_clipped
 from compiled_scenarios import ARCHITECTURES, KINDS, ROW_OF_RULE, share_of
 from runs import check
+from touch import TOUCH
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -22,6 +24,10 @@ def test_bits_of_the_reference(rule, architecture, capsys):
         for scenario in share_of(architecture, ROW_OF_RULE[rule], kind):
             print(scenario)  # of the failing one pytest shows it
             check(scenario)
+    first = len(ARCHITECTURES) * list(ROW_OF_RULE).index(rule) + ARCHITECTURES.index(architecture)
+    for number, kind in enumerate(MIXES):
+        if rule != TOUCH.rule:
+            check_clipped(architecture, ROW_OF_RULE[rule], kind, first + number)
     capsys.readouterr()
     for kind in KERNELS:
         kernel = kernel_of(architecture, rule, kind)

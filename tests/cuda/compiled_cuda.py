@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from built_code import SPEC, ptx_texts
+from emulation import emulated
 from fusedopt import _native
 from ptx import Kernel, Launch, Memory, Module
 from stand_in import native, options_left
@@ -28,22 +29,32 @@ if SPEC is None and shutil.which("nvcc") is None:
 
 
 @functools.cache
-def module_of(architecture: str) -> Module:
+def kernels_of(architecture: str) -> dict[str, Kernel]:
+    """All kernels, by their names as compiled."""
     if architecture not in ptx_texts():
         pytest.skip(f"this nvcc does not know {architecture}")
-    return Module(ptx_texts()[architecture])
+    units = [Module(text) for text in ptx_texts()[architecture]]
+    return {name: kernel for unit in units for name, kernel in unit.kernels.items()}
 
 
 # As KernelKind numbers them: of small and large tables, and for any formats, in float or not.
 KERNELS = ("small", "large", "any", "double")
+# The kernels of the measuring pass, which take a table of either size.
+SQUARES = "squares"
+TABLE_SIZES = {"small": emulated.small_table, "large": emulated.large_table}
 
 
 @functools.cache
 def kernel_of(architecture: str, rule: str, kind: str) -> Kernel:
-    """The kernel of a rule for a kind of launch, one of KERNELS."""
-    pattern = re.compile(rf"NS_\d+{rule}ELNS0_10KernelKindE{KERNELS.index(kind)}E", re.IGNORECASE)
-    (name,) = filter(pattern.search, module_of(architecture).kernels)
-    return module_of(architecture).kernels[name]
+    """The kernel of a rule, or of SQUARES, for a kind of launch, one of KERNELS."""
+    if rule == SQUARES:
+        pattern = re.compile(rf"square_kernelILj{TABLE_SIZES[kind]}E")
+    else:
+        number = KERNELS.index(kind)
+        pattern = re.compile(rf"NS_\d+{rule}ELNS0_10KernelKindE{number}E", re.IGNORECASE)
+    kernels = kernels_of(architecture)
+    (name,) = filter(pattern.search, kernels)
+    return kernels[name]
 
 
 # By kernel: the types of the scalars that it has derived, for elements that it then updated.
@@ -84,9 +95,12 @@ def memory_of(launch: dict) -> Memory:
 
 
 def is_skipped(launch: dict) -> bool:
-    """Whether a gradient scaler has found an infinity."""
+    """Whether a gradient scaler has found an infinity, or it was decided ahead of the launch."""
     found = [e["host"] for e in launch["elements"] if e["name"] == "found_inf"]
-    return any(ctypes.c_float.from_address(address).value != 0 for address in found)
+    decided = [e for e in launch["elements"] if e["name"] == "the decision" and e["readable"]]
+    return any(ctypes.c_float.from_address(address).value != 0 for address in found) or any(
+        ctypes.c_double.from_address(e["host"] + 2 * e["element_size"]).value != 0 for e in decided
+    )
 
 
 class Interpreter:
@@ -115,7 +129,7 @@ class Interpreter:
             return
         derived_in[kernel] |= launch["derives_in"]
         written = {elements["name"] for elements in launch["elements"] if elements["writable"]}
-        for name in written - {"the arrivals"}:
+        for name in written - {"the arrivals", "the sums"}:
             if left := memory.unwritten(name):
                 raise AssertionError(f"{kernel.name} left out {left} bytes of {name}")
 
@@ -126,7 +140,7 @@ def compiled_cuda(architecture: str, seed: int = 0, groups: Iterable[dict] = ())
 
     For the parameter groups that are given the kernels read the options; see `options_left`.
     """
-    module_of(architecture)
+    kernels_of(architecture)
     native.take_violations()
     native.schedule("at once", 0)
     native.set_executor(Interpreter(architecture, seed))

@@ -218,6 +218,9 @@ FLOAT_CASES = {
     "neg.f32": ("rr", [
         (f(-1), f(1)), (NEGATIVE, 0), (0, NEGATIVE), (INF | NEGATIVE, INF), (TINY, TINY | NEGATIVE),
     ]),
+    "copysign.f32": ("rrr", [
+        (f(-2), f(-1), f(2)), (f(2), 0, f(-2)), (NEGATIVE, INF | NEGATIVE, 0),
+    ]),
     "abs.f32": ("rr", [(f(1), f(-1)), (0, NEGATIVE), (INF, INF | NEGATIVE), (f(2), f(2))]),
     "add.rn.f64": ("lll", [
         (d(3), d(1), d(2)), (d(2.0**53), d(2.0**53), d(1)), (D_NEGATIVE, D_NEGATIVE, D_NEGATIVE),
@@ -243,6 +246,9 @@ FLOAT_CASES = {
     ]),
     "neg.f64": ("ll", [
         (d(-1), d(1)), (D_NEGATIVE, 0), (0, D_NEGATIVE), (D_NAN | D_NEGATIVE, D_NAN),
+    ]),
+    "copysign.f64": ("lll", [
+        (d(-2), d(-1), d(2)), (d(2), 0, d(-2)), (D_NEGATIVE, D_INF | D_NEGATIVE, 0),
     ]),
     "abs.f64": ("ll", [(d(1), d(-1)), (0, D_NEGATIVE), (D_INF, D_INF | D_NEGATIVE)]),
 }  # fmt: skip
@@ -287,6 +293,9 @@ CONVERSION_CASES = {
     "cvt.rn.f32.s32": ("rr", [
         (f(5), 5), (f(-5), -5), (f(2.0**24), (1 << 24) + 1), (f(2.0**24 + 4), (1 << 24) + 3),
         (f(2.0**31), 0x7FFFFFFF), (f(-(2.0**31)), 1 << 31),
+    ]),
+    "cvt.rn.f64.u64": ("ll", [
+        (d(5), 5), (d(2.0**53), (1 << 53) + 1), (d(2.0**63), 1 << 63), (d(2.0**64), (1 << 64) - 1),
     ]),
     "cvt.rn.f32.u32": ("rr", [
         (f(5), 5), (f(2.0**24), (1 << 24) + 1), (f(2.0**31), 1 << 31), (f(2.0**32), 0xFFFFFFFF),

@@ -17,6 +17,7 @@ import torch
 
 from fusedopt import _native
 from fusedopt.checking.rows import ROWS
+from fusedopt.optimizers.clipping import Measurement
 from helpers import bits
 
 native = pytest.importorskip(
@@ -144,6 +145,20 @@ class DeviceMemory:
         return tensor
 
 
+class MeasurementThere(Measurement):
+    """A step's, which has what is decided in a device's memory that holds nothing yet."""
+
+    def __init__(self, memory, *options):
+        super().__init__(*options)
+        self.memory = memory
+
+    def new_decision(self, param):
+        decision = self.memory.put(torch.full((3,), math.nan, dtype=torch.float64))
+        self.memory.written[self.memory.used - 24 : self.memory.used] = False
+        self._on_devices.append(decision)
+        return decision
+
+
 def run_length(tensors):
     """Bytes of tensors one after the other, each at a multiple of 16."""
     return sum(tensor.untyped_storage().nbytes() + 16 for tensor in tensors) + 16
@@ -167,6 +182,11 @@ class Training:
         self._place_gradients(grads, grad_dtype)
         self.twin = row.optimizer(self.twins, **options)
         self.optimizer = row.optimizer(self.params, **options, capturable=capturable)
+        if "_clipping" in self.optimizer.__dict__:
+            decisions = DeviceMemory(1 << 16)
+            self.optimizer._begin_measurement = lambda: MeasurementThere(
+                decisions, *self.optimizer._clipping
+            )
         self._place_states(row.optimizer, capturable)
 
     def _place_gradients(self, grads, dtype):

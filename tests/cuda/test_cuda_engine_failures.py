@@ -40,7 +40,7 @@ PURPOSES = {
     "cudaStreamSynchronize": "waiting for (cleared counters|a launch's table)",
     "cudaEventCreateWithFlags": "creating an event",
     "cudaMemcpyAsync": "copying a launch's table",
-    "cudaLaunchKernel": r"launching \d+ blocks of 128 threads on device \d+",
+    "cudaLaunchKernel": r"launching \d+ blocks of (128|64) threads on device \d+",
     "cudaStreamGetCaptureInfo": "asking for the captured graph",
     "cudaUserObjectCreate": "leaving a launch's table to a graph",
     "cudaGraphRetainUserObject": "leaving a launch's table to a graph",
@@ -55,10 +55,10 @@ class Attempt:
     """A training at a certain point, and the step that is tried there."""
 
     def __init__(self, scenario):
-        self.scenario = scenario
         new_device()
-        self.training = Training(ADAM, tensors(60), capturable=True, grad_dtype=torch.float64)
-        if scenario == "later step":
+        self.training = Training(ADAM, tensors(60), **OPTIONS[scenario], grad_dtype=torch.float64)
+        self.is_captured = scenario.endswith("captured step")
+        if scenario.endswith("later step"):
             self.training.step()
             self.training.synchronize()
             self.training.step()
@@ -69,7 +69,7 @@ class Attempt:
         training, error, graph = self.training, None, None
         native.set_device(training.device)
         training.upload_gradients(1)
-        if self.scenario == "captured step":
+        if self.is_captured:
             native.begin_capture(training.stream, "global")
         native.set_device(self.elsewhere)
         native.clear_calls()
@@ -84,7 +84,7 @@ class Attempt:
         self.device_after = native.get_device()
         self.is_relaxed = native.restore_capture_mode()
         native.set_device(training.device)
-        if self.scenario == "captured step":
+        if self.is_captured:
             graph = native.end_capture(training.stream)
             self.replay(graph)
         return error, names
@@ -105,14 +105,20 @@ class Attempt:
             assert same(bits, expected), "the bits differ"
         for optimizer in (self.training.optimizer, self.training.twin):
             optimizer.param_groups[0]["lr"] *= 0.5  # so that no table is like that of the failure
-        for _ in range(12):
+        for _ in range(10):
             self.training.step()
         finish()
         assert same(self.training.snapshot(), self.training.snapshot_of_twins()), "later bits"
         return native.live(self.training.device)
 
 
-SCENARIOS = ["first step", "later step", "captured step"]
+CAPTURABLE = {"capturable": True}
+CLIPPED = {"max_grad_norm": 1.0, "skip_nonfinite": True}
+OPTIONS = {
+    **dict.fromkeys(("first step", "later step", "captured step"), CAPTURABLE),
+    **dict.fromkeys(("clipped first step", "clipped later step"), CLIPPED),
+    "clipped captured step": {**CLIPPED, **CAPTURABLE},
+}
 
 
 def undisturbed(scenario, waits):
@@ -159,7 +165,7 @@ def problem_of(scenario, waits, names, failing, alive):
 
 
 @pytest.mark.parametrize("waits", [True, False], ids=["waiting", "going on"])
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", OPTIONS)
 def test_every_call_that_fails(scenario, waits):
     names, alive = undisturbed(scenario, waits)
     assert set(names) <= {*PURPOSES, *HARMLESS}

@@ -10,7 +10,7 @@
 #include <stdexcept>
 
 #include "bindings/engines.h"
-#include "cuda/launch_plan.h"
+#include "cuda/square_plan.h"
 #include "kernels_on_host.h"
 #include "rules/registry.h"
 
@@ -25,7 +25,9 @@ struct Settings {
   bool fails = false;      // as a launch may
   int64_t first = 0;       // every update is a part of a larger tensor that begins there
   unsigned launches = 0, blocks = 0;
-  LaunchPlan::Storage storage = LaunchPlan::Storage::kSmall;  // of the last launch
+  Storage storage = Storage::kSmall;  // of the last launch
+  unsigned measured = 0;              // launches that measure
+  Storage storage_of_squares = Storage::kSmall;
 } settings;
 
 std::vector<uint32_t> block_order(uint32_t blocks) {
@@ -39,6 +41,19 @@ class EmulatedCuda final : public Engine {
  public:
   bool is_asynchronous() const override { return true; }
 
+  void decide(SquareList& list, const Prologue& prologue, const Execution&,
+              std::unique_ptr<EngineMemory>&, const ClipOptions& options) override {
+    launch_squares(list, prologue, options, sum_.numbers().data());
+    if (arrivals_ != 0 || sum_.numbers() != ExactSum{}.numbers()) {
+      throw std::logic_error("what blocks have added up was not cleared");
+    }
+  }
+
+  void measure(SquareList& list, const Prologue& prologue, const Execution&,
+               std::unique_ptr<EngineMemory>&, std::span<ExactSum> sums) override {
+    launch_squares(list, {.grad_scale = prologue.grad_scale}, {}, sums.front().numbers().data());
+  }
+
   void run(const UpdateList& list, const Execution&, EngineMemory*) override {
     if (settings.fails) throw std::runtime_error("the launch fails");
     for (const Update& update : list.updates()) {
@@ -49,17 +64,25 @@ class EmulatedCuda final : public Engine {
 
  private:
   void launch(const UpdateList& list, const Round& round) {
-    using Storage = LaunchPlan::Storage;
     plan_.build(list, round);
     if (plan_.blocks() == 0) return;
     settings.launches += 1;
     settings.blocks = plan_.blocks();
     settings.storage = settings.overflows ? Storage::kOverflow : plan_.storage();
-    const bool is_large = settings.storage == Storage::kLarge;
-    const KernelKind kind = plan_.kernel(settings.storage);
-    const void* const table = is_large ? write(large_) : write(small_);
-    find_host_kernel(kernel_of(list.rule(), kind))->run(table, block_order(plan_.blocks()));
+    const void* const kernel = kernel_of(list.rule(), plan_.kernel(settings.storage));
+    launch(kernel, plan_, settings.storage);
     if (arrivals_ != 0) throw std::logic_error("blocks that arrived were not counted out");
+  }
+
+  void launch_squares(const SquareList& list, const Prologue& prologue, const ClipOptions& options,
+                      int64_t* sums) {
+    if (settings.fails) throw std::runtime_error("the launch fails");
+    squares_.build(list, prologue, options);
+    squares_.set_sums(sums);
+    settings.measured += 1;
+    const Storage storage = settings.overflows ? Storage::kOverflow : squares_.storage();
+    settings.storage_of_squares = storage;
+    launch(square_kernel_of(storage == Storage::kLarge), squares_, storage);
   }
 
   // Changes what is const to engines alone.
@@ -67,17 +90,26 @@ class EmulatedCuda final : public Engine {
     const_cast<Draws&>(draws).first = first;
   }
 
-  template <unsigned size>
-  const void* write(Table<size>& table) {
-    const bool overflows = settings.storage == LaunchPlan::Storage::kOverflow;
-    plan_.write(table, overflows ? plan_.sections().data() : nullptr, &arrivals_);
-    return &table;
+  template <class Header>
+  void launch(const void* kernel, const TablePlan<Header>& plan, Storage storage) {
+    const std::byte* const overflow =
+        storage == Storage::kOverflow ? plan.sections().data() : nullptr;
+    Table<kSmallTable, Header> small;
+    Table<kLargeTable, Header> large;
+    const bool is_large = storage == Storage::kLarge;
+    if (is_large) {
+      plan.write(large, overflow, &arrivals_);
+    } else {
+      plan.write(small, overflow, &arrivals_);
+    }
+    const void* const table = is_large ? static_cast<const void*>(&large) : &small;
+    find_host_kernel(kernel)->run(table, block_order(plan.blocks()));
   }
 
   LaunchPlan plan_;
+  SquarePlan squares_;
   uint32_t arrivals_ = 0;
-  Table<kSmallTable> small_;
-  Table<kLargeTable> large_;
+  ExactSum sum_{};
 };
 
 }  // namespace
@@ -87,6 +119,8 @@ PYBIND11_MODULE(_emulated_cuda, m) {
   m.attr("engine") = py::capsule(static_cast<Engine*>(&engine), kEngineCapsule);
   m.attr("chunk_bytes") = chunk_elements(1) * kPackBytes;
   m.attr("threads") = kThreads;
+  m.attr("square_threads") = kSquareThreads;
+  m.attr("square_blocks") = kSquareBlocksPerMultiprocessor;
   m.attr("small_table") = kSmallTable;
   m.attr("large_table") = kLargeTable;
   m.attr("rules") = AllRules::kCount;
@@ -104,10 +138,10 @@ PYBIND11_MODULE(_emulated_cuda, m) {
   });
   m.def("launches", [] { return settings.launches; });
   m.def("blocks", [] { return settings.blocks; });
-  m.def("storage", [] {
-    constexpr const char* names[] = {"small", "large", "overflow"};
-    return names[static_cast<int>(settings.storage)];
-  });
+  m.def("measured", [] { return settings.measured; });
+  static constexpr const char* names[] = {"small", "large", "overflow"};
+  m.def("storage", [] { return names[static_cast<int>(settings.storage)]; });
+  m.def("storage_of_squares", [] { return names[static_cast<int>(settings.storage_of_squares)]; });
 }
 
 }  // namespace fusedopt

@@ -27,7 +27,9 @@ template <KernelKind kind>
 struct HostKernelOf {
   template <class Rule>
   HostKernel operator()() const {
-    return {Rule::kName, kind, sizeof(Table<table_size(kind)>), &run_blocks<Rule, kind>};
+    constexpr const char* names[] = {"small", "large", "any", "double"};
+    return {Rule::kName, names[static_cast<int>(kind)], sizeof(Table<table_size(kind)>), kThreads,
+            &run_blocks<Rule, kind>};
   }
 };
 
@@ -50,6 +52,9 @@ const void* cuda::kernel_of(unsigned rule, KernelKind kind) {
 }
 
 const HostKernel* find_host_kernel(const void* address) {
+  for (const HostKernel& kernel : square_kernels()) {
+    if (&kernel == address) return &kernel;
+  }
   for (const KernelsByRule& kernels : all_kernels()) {
     for (const HostKernel& kernel : kernels) {
       if (&kernel == address) return &kernel;

@@ -24,6 +24,11 @@ class TalkingEngine final : public Engine {
                 list.rounds().size());
   }
 
+  void measure(SquareList& list, const Prologue&, const Execution&, std::unique_ptr<EngineMemory>&,
+               std::span<ExactSum>) override {
+    std::printf("%s measures %zu tensors\n", name_, list.tensors().size());
+  }
+
   void run(const UpdateList& list, const Execution&, EngineMemory*) override {
     std::printf("%s runs %zu updates\n", name_, list.updates().size());
     if (fails_) throw std::runtime_error("launch failed");

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import fusedopt
-from emulation import emulation
 from fusedopt.optimizers import clipping
 from helpers import snapshot
 
@@ -30,23 +29,6 @@ def test_a_refused_step_changes_nothing_and_measures_nothing():
         optimizer.step()
     assert snapshot(optimizer) == before
     assert optimizer.grad_norm is None
-
-
-def test_another_device_is_refused(gpu):
-    """Of a GPU, until its engine measures: a stand-in's here."""
-    params = params_and_grads()
-    optimizer = fusedopt.Adam(params, max_grad_norm=1.0)
-    with pytest.raises(NotImplementedError, match=r"group 0, parameter 0: .*on the CPU so far"):
-        optimizer.step()
-    assert not optimizer.state
-    with pytest.raises(NotImplementedError, match=r"tensor 0: .*on the CPU only so far"):
-        fusedopt.get_total_norm([param.grad for param in params])
-
-
-@pytest.fixture
-def gpu():
-    with emulation():
-        yield
 
 
 class Plain(torch.nn.Parameter):

@@ -121,6 +121,9 @@ def floats() -> dict[str, Emit]:
         table[f"sqrt.rn.{t}"] = computes("np.sqrt({0})", t, t)
         bits, sign = f"u{t[1:]}", 1 << int(t[1:]) - 1
         table[f"neg.{t}"] = computes(f"{{0}} ^ np.uint{t[1:]}({sign})", bits, bits)
+        # The sign of the first and the magnitude of the second.
+        copied = f"({{0}} & np.uint{t[1:]}({sign})) | ({{1}} & np.uint{t[1:]}({sign - 1}))"
+        table[f"copysign.{t}"] = computes(copied, bits, bits, bits)
         table[f"abs.{t}"] = computes(f"{{0}} & np.uint{t[1:]}({sign - 1})", bits, bits)
     table["rcp.rn.f32"] = computes("np.float32(1) / {0}", "f32", "f32")
     table["rcp.rn.f64"] = computes("1.0 / {0}", "f64", "f64")
@@ -139,6 +142,7 @@ def conversions() -> dict[str, Emit]:
     for to, of in product(("f32", "f64"), ("s32", "s64")):
         cast = f"{{0}}.astype(np.{TYPES[to].name})"
         table[f"cvt.rn.{to}.{of}"] = computes(cast, to, of, relaxed=True)
+    table["cvt.rn.f64.u64"] = computes("{0}.astype(np.float64)", "f64", "u64")
     table["cvt.rn.f32.u32"] = computes("{0}.astype(np.float32)", "f32", "u32", relaxed=True)
     table["cvt.rzi.s64.f64"] = computes("numbers.to_s64({0})", "s64", "f64")
     table["cvt.rzi.s32.f32"] = computes("numbers.to_s32({0})", "s32", "f32")

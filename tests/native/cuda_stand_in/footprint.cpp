@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/rule_info.h"
-#include "cuda/launch_plan.h"
+#include "cuda/square_plan.h"
 
 namespace fusedopt::stand_in {
 namespace {
@@ -39,6 +39,13 @@ struct CountOptions {
 Elements one_number(const char* name, const void* at, NumberType type, bool is_written) {
   const auto size = static_cast<unsigned>(size_of(type));
   return {name, static_cast<const std::byte*>(at), size, {{1, 1}}, true, is_written};
+}
+
+// The numbers of a decision, which a launch writes or reads.
+Elements elements_of(const Decision* decision, bool is_written) {
+  const auto* const at = reinterpret_cast<const std::byte*>(decision);
+  constexpr int64_t count = sizeof(Decision) / sizeof(double);
+  return {"the decision", at, sizeof(double), {{count, 1}}, !is_written, is_written};
 }
 
 Elements elements_of(const UpdateList& list, const Update& update, size_t k) {
@@ -95,6 +102,41 @@ std::span<const OptionValue> options_of(const UpdateList& list, const Update& up
   return {options, count[list.rule()](options)};
 }
 
+Footprint footprint_of(const SquareList& list, const Prologue& prologue, size_t sums) {
+  Footprint footprint;
+  footprint.sums = sums;
+  footprint.decides = prologue.decision != nullptr;
+  for (const Squared& tensor : list.tensors()) {
+    if (tensor.numel == 0) continue;
+    Elements elements{"grad",
+                      static_cast<const std::byte*>(tensor.data),
+                      static_cast<unsigned>(size_of(tensor.format)),
+                      {},
+                      true,
+                      false};
+    const Walk walk = list.walk(tensor);
+    for (size_t d = 0; d < tensor.dim_count; ++d) {
+      elements.dims.emplace_back(walk.size(d), walk.stride(d, 0));
+    }
+    if (tensor.dim_count == 0) elements.dims = {{tensor.numel, 1}};
+    footprint.elements.push_back(std::move(elements));
+  }
+  if (prologue.grad_scale != nullptr) {
+    footprint.elements.push_back(
+        one_number("grad_scale", prologue.grad_scale, NumberType::kFloat32, false));
+  }
+  if (prologue.decision != nullptr) {
+    footprint.elements.push_back(elements_of(prologue.decision, true));
+    if (prologue.found_inf != nullptr) {
+      footprint.elements.push_back(
+          one_number("found_inf", prologue.found_inf, NumberType::kFloat32, false));
+    }
+  }
+  footprint.table_size =
+      list.tensors().size() * sizeof(cuda::SquareEntry) + list.all_walks().size_bytes();
+  return footprint;
+}
+
 Footprint footprint_of(const UpdateList& list, const Round& round) {
   Footprint footprint;
   for (const Update& update : list.updates_of(round)) add_update(list, update, footprint);
@@ -105,6 +147,10 @@ Footprint footprint_of(const UpdateList& list, const Round& round) {
   add_number("grad_scale", list.prologue().grad_scale);
   add_number("found_inf", list.prologue().found_inf);
   footprint.found_inf = list.prologue().found_inf;
+  if (const Decision* const decision = list.prologue().decision; decision != nullptr) {
+    footprint.elements.push_back(elements_of(decision, false));
+    footprint.is_skipped = &decision->is_skipped;
+  }
   const auto operands = static_cast<unsigned>(kFirstState + info_of(list.rule()).states.size());
   footprint.table_size =
       round.count * cuda::entry_size(operands, cuda::needs_any_formats(list, round)) +

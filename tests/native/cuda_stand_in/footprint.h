@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/option.h"
+#include "core/square_list.h"
 #include "core/update_list.h"
 
 namespace fusedopt::stand_in {
@@ -43,14 +44,20 @@ struct Elements {
 struct Footprint {
   std::vector<Elements> elements;    // of operands; and step counts, options, numbers of a prologue
   std::set<std::string> derives_in;  // the types of scalars that the kernel derives and uses
-  const float* found_inf = nullptr;
-  size_t table_size = 0;  // without its header
+  const float* found_inf = nullptr;  // of these numbers one that is not 0 says that the launch
+  const double* is_skipped = nullptr;  // writes nothing
+  size_t table_size = 0;               // without its header
+  size_t sums = 0;                     // that a launch which measures adds to: one, if it decides
+  bool decides = false;
 };
 
 // The options that a kernel derives the scalars of an update from.
 std::span<const OptionValue> options_of(const UpdateList& list, const Update& update);
 
 Footprint footprint_of(const UpdateList& list, const Round& round);
+
+// Of a launch that measures, and decides if the prologue has a decision.
+Footprint footprint_of(const SquareList& list, const Prologue& prologue, size_t sums);
 
 // Whether a round has anything that a launch is needed for.
 bool is_launched(const UpdateList& list, const Round& round);

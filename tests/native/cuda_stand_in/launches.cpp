@@ -7,7 +7,7 @@
 #include <numeric>
 #include <string>
 
-#include "cuda/table.h"
+#include "cuda/square_table.h"
 #include "device_memory.h"
 #include "runtime.h"
 #include "streams.h"
@@ -15,10 +15,10 @@
 namespace fusedopt::stand_in {
 namespace {
 
-using cuda::TableHeader;
+using cuda::LaunchHeader;
 
-const TableHeader& header_of(const Launch& launch) {
-  return *reinterpret_cast<const TableHeader*>(launch.parameter.data());
+const LaunchHeader& header_of(const Launch& launch) {
+  return *reinterpret_cast<const LaunchHeader*>(launch.parameter.data());
 }
 
 // Whether a kernel on a device may touch a run of elements. Memory that is no allocation is the
@@ -49,9 +49,18 @@ bool check_memory(const Launch& launch) {
   return is_all_fine;
 }
 
+// Whether a number is there and not 0.
+template <class Number>
+bool is_set(const Number* number) {
+  return number != nullptr && *reinterpret_cast<const Number*>(on_host(number)) != 0;
+}
+
+bool is_skipped(const Footprint& footprint) {
+  return is_set(footprint.found_inf) || is_set(footprint.is_skipped);
+}
+
 void mark_written(const Launch& launch) {
-  const float* const found_inf = launch.footprint.found_inf;
-  if (found_inf != nullptr && *reinterpret_cast<const float*>(on_host(found_inf)) != 0) return;
+  if (is_skipped(launch.footprint)) return;
   for (const Elements& elements : launch.footprint.elements) {
     if (!elements.is_written) continue;
     elements.for_each_run([](const std::byte* begin, size_t size) {
@@ -69,14 +78,27 @@ void run_on_host(const Launch& launch) {
   launch.kernel->run(launch.parameter.data(), order);
 }
 
-uint32_t arrivals_of(const Launch& launch) {
+// The numbers that a launch which measures adds to.
+std::span<int64_t> sums_of(const Launch& launch) {
+  const size_t count = launch.footprint.sums * ExactSum::kNumbers;
+  if (count == 0) return {};
+  return {reinterpret_cast<const cuda::SquareHeader&>(header_of(launch)).sums, count};
+}
+
+// Whether counters and sums are as they are between launches.
+bool are_clear(const Launch& launch) {
   const void* const arrivals = header_of(launch).arrivals;
-  return arrivals == nullptr ? 0 : *reinterpret_cast<const uint32_t*>(on_host(arrivals));
+  if (arrivals != nullptr && *reinterpret_cast<const uint32_t*>(on_host(arrivals)) != 0) {
+    return false;
+  }
+  if (!launch.footprint.decides) return true;
+  const auto* const sums = reinterpret_cast<const int64_t*>(on_host(sums_of(launch).data()));
+  return std::all_of(sums, sums + sums_of(launch).size(), [](int64_t n) { return n == 0; });
 }
 
 void run(const Launch& launch) {
   if (!check_memory(launch)) return;
-  if (arrivals_of(launch) != 0) (void)violation("a launch finds blocks that have arrived");
+  if (!are_clear(launch)) (void)violation("a launch finds blocks that have arrived");
   launches_done() += 1;
   if (executor()) {
     executor()(launch);
@@ -84,13 +106,13 @@ void run(const Launch& launch) {
     run_on_host(launch);
   }
   mark_written(launch);
-  if (arrivals_of(launch) != 0) (void)violation("blocks that arrived were not counted out");
+  if (!are_clear(launch)) (void)violation("blocks that arrived were not counted out");
 }
 
 // What the kernel gets from the engine itself.
 void add_launch_memory(Launch& launch) {
   auto& elements = launch.footprint.elements;
-  const TableHeader& header = header_of(launch);
+  const LaunchHeader& header = header_of(launch);
   if (header.overflow != nullptr) {
     const auto size = static_cast<int64_t>(launch.footprint.table_size);
     elements.push_back({"the table", header.overflow, 1, {{size, 1}}, true, false});
@@ -99,13 +121,18 @@ void add_launch_memory(Launch& launch) {
     const auto* const arrivals = reinterpret_cast<const std::byte*>(header.arrivals);
     elements.push_back({"the arrivals", arrivals, sizeof(uint32_t), {{1, 1}}, true, true});
   }
+  if (const std::span<int64_t> sums = sums_of(launch); !sums.empty()) {
+    const auto* const numbers = reinterpret_cast<const std::byte*>(sums.data());
+    const auto count = static_cast<int64_t>(sums.size());
+    elements.push_back({"the sums", numbers, sizeof(int64_t), {{count, 1}}, true, true});
+  }
 }
 
 cudaError_t launch_kernel(const HostKernel& kernel, dim3 grid, dim3 block, const void* parameter,
                           CUstream_st& stream) {
   if (stream.device != this_thread().device) return cudaErrorInvalidResourceHandle;
   const bool is_flat = grid.y == 1 && grid.z == 1 && block.y == 1 && block.z == 1;
-  if (!is_flat || grid.x == 0 || block.x != cuda::kThreads) return cudaErrorInvalidConfiguration;
+  if (!is_flat || grid.x == 0 || block.x != kernel.threads) return cudaErrorInvalidConfiguration;
   auto launch = std::make_shared<Launch>(
       Launch{&kernel,
              std::vector<uint64_t>(kernel.parameter_size / sizeof(uint64_t)),

@@ -20,15 +20,6 @@
 namespace fusedopt::stand_in {
 namespace {
 
-const char* name_of(cuda::KernelKind kind) {
-  switch (kind) {
-    case cuda::KernelKind::kSmall: return "small";
-    case cuda::KernelKind::kLarge: return "large";
-    case cuda::KernelKind::kAnyFormats: return "any";
-    default: return "double";
-  }
-}
-
 py::dict describe(const Elements& elements) {
   return py::dict(
       py::arg("name") = elements.name, py::arg("address") = address_of(elements.address),
@@ -53,7 +44,7 @@ py::dict describe(const Launch& launch) {
     if (!allocation->is_pinned) memory.append(describe(*allocation));
   }
   return py::dict(
-      py::arg("rule") = launch.kernel->rule, py::arg("kind") = name_of(launch.kernel->kind),
+      py::arg("rule") = launch.kernel->rule, py::arg("kind") = launch.kernel->kind,
       py::arg("parameter") = py::bytes(reinterpret_cast<const char*>(launch.parameter.data()),
                                        launch.parameter.size() * sizeof(uint64_t)),
       py::arg("blocks") = launch.blocks, py::arg("threads") = launch.threads,

@@ -84,6 +84,18 @@ class RecordingEngine final : public Engine {
     cuda_engine().prepare(list, on_gpu(execution), memory);
   }
 
+  void decide(SquareList& list, const Prologue& prologue, const Execution& execution,
+              std::unique_ptr<EngineMemory>& memory, const ClipOptions& options) override {
+    announced() = {footprint_of(list, prologue, 1)};
+    cuda_engine().decide(list, prologue, on_gpu(execution), memory, options);
+  }
+
+  void measure(SquareList& list, const Prologue& prologue, const Execution& execution,
+               std::unique_ptr<EngineMemory>& memory, std::span<ExactSum> sums) override {
+    announced() = {footprint_of(list, {.grad_scale = prologue.grad_scale}, sums.size())};
+    cuda_engine().measure(list, prologue, on_gpu(execution), memory, sums);
+  }
+
   void run(const UpdateList& list, const Execution& execution, EngineMemory* memory) override {
     announced().clear();
     for (const Round& round : list.rounds()) {
