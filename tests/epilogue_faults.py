@@ -36,7 +36,6 @@ MUTANTS = [
             "if (operands_[k].is_read()) {\n      isa_.average",
             "if (true) {\n      isa_.average",
         ),
-        ("average encoded ahead", "if (!is_average(k)) encode", "if (true) encode"),
         ("nothing is shrunk", "epilogue_->l1_threshold != 0", "false"),
         found_by=OF_EPILOGUE,
     ),

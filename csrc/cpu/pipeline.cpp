@@ -71,19 +71,13 @@ class Block {
     for (size_t k = 0; k < operands(); ++k) {
       if (is_scaled(operands_[k].format)) ranges_[k] = isa_.find_range[in_double_](numbers_[k], n);
     }
-    for (size_t k = 0; k < operands(); ++k) {
-      if (!is_average(k)) encode(k, first, n);
-    }
+    for (size_t k = 0; k < operands(); ++k) encode(k, first, n);
     if (epilogue_ != nullptr && epilogue_->average != kParam) {
       average(epilogue_->average, first, n);
     }
   }
 
  private:
-  bool is_average(size_t k) const {
-    return k != kParam && epilogue_ != nullptr && k == epilogue_->average;
-  }
-
   // Of the parameter as it is stored by now, which takes decoding it once more where that rounds.
   void average(size_t k, int64_t first, int64_t n) {
     const Format format = operands_[kParam].format;

@@ -152,6 +152,19 @@ def test_a_mean_that_takes_over_begins_anew():
     assert torch.equal(average_of(optimizer, param), param.detach())
 
 
+def test_the_mean_of_an_average_that_was_dropped_begins_anew():
+    param = parameter(torch.randn(10))
+    optimizer = stepped([param], ema_decay=1)
+    del optimizer.state[param]["ema"]
+    values = []
+    for _ in range(3):
+        param.grad = torch.ones(10)
+        optimizer.step()
+        values.append(param.detach().clone())
+    assert optimizer.state[param]["ema_step"].item() == 3
+    torch.testing.assert_close(average_of(optimizer, param), torch.stack(values).mean(0))
+
+
 def test_an_average_that_has_ended_stays():
     param = parameter(torch.randn(10))
     optimizer = stepped([param], ema_decay=0.5)
