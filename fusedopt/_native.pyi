@@ -59,7 +59,7 @@ class Excursion(AbstractContextManager[None]):
         self,
         optimizer: torch.optim.Optimizer,
         name: str,
-        prepare: Callable[[], tuple[list[tuple[Any, ...]], Callable[[], None]]],
+        prepare: Callable[[], tuple[list[tuple[Any, ...]], Callable[[], object]]],
     ) -> None: ...
     def __exit__(self, *exception: object) -> None: ...
 

@@ -13,7 +13,7 @@ import torch
 from fusedopt import _native
 from fusedopt.checking.rows import DTYPES, ROWS
 from fusedopt.forks import torch_on_one_thread_if_forked
-from fusedopt.optimizers import storage
+from fusedopt.optimizers import epilogue, storage
 from fusedopt.optimizers.base import FusedOptimizer, check_group
 from fusedopt.optimizers.foreign import translated_from
 from fusedopt.peers import bitsandbytes, torchao
@@ -75,7 +75,10 @@ def from_torch(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
     for index, group in enumerate(optimizer.param_groups):
         check_group(group, index, "from_torch")
         _check_params(optimizer.state, group, index)
-    return _change_class(optimizer, ours, _is_tracked_by_scheduler(optimizer))
+    converted = _change_class(optimizer, ours, _is_tracked_by_scheduler(optimizer))
+    for param, states in converted.state.items():  # torch may have loaded averages of ours
+        states.update(epilogue.converted(states, param))
+    return converted
 
 
 def from_bitsandbytes(optimizer: torch.optim.Optimizer) -> FusedOptimizer:

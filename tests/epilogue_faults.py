@@ -33,8 +33,8 @@ MUTANTS = [
         ),
         (
             "average that begins with zero",
-            "if (operands_[k].is_read()) {\n      isa_.average",
-            "if (true) {\n      isa_.average",
+            "if (operands_[k].is_read() && epilogue_->average_weight != 1) {\n",
+            "if (true) {\n",
         ),
         ("nothing is shrunk", "epilogue_->l1_threshold != 0", "false"),
         found_by=OF_EPILOGUE,

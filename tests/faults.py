@@ -275,8 +275,10 @@ MUTANTS = [
     ),
     *rule(
         "csrc/bindings/excursion.cpp",
-        ("an excursion entered twice", "active = current(optimizer_)) {",
-         "active = current(optimizer_); false) {"),
+        ("an excursion entered twice", "active = current(optimizer)) {",
+         "active = current(optimizer); false) {"),
+        ("an excursion over another's", "  refuse_if_active(optimizer_);\n  saved_", "  saved_"),
+        ("a parameter of another dtype", ".is(value.attr(\"dtype\"))", ".is(param.attr(\"dtype\"))"),
         ("a move that fails is not taken back", "    try {\n      leave();", "    try {"),
         ("values not kept until they are back", "        left.append(entry);\n", ""),
         ("another excursion left", " && saved.is(active.cast<py::tuple>()[1])", ""),

@@ -20,7 +20,11 @@ OF_NORMS = (
     "torch_compat/test_clipping_refusals.py",
     "torch_compat/test_norms.py",
 )
-OF_EPILOGUE = ("torch_compat/test_averages.py", "bits/test_epilogue.py")
+OF_EPILOGUE = (
+    "torch_compat/test_averages.py",
+    "torch_compat/test_averaged.py",
+    "bits/test_epilogue.py",
+)
 OF_SQUARES = ("cuda/test_cuda_norm.py",)
 OF_STORAGE = (
     "bits/test_storage.py",

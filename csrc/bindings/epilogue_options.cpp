@@ -23,7 +23,7 @@ EpilogueOptions read_epilogue_options(PyObject* group, KeepAlive& keep) {
   options.averages = decay != nullptr && decay != Py_None;
   if (options.averages) {
     options.ema_decay = to_number(decay, "ema_decay");
-    const bool fits = options.ema_decay >= 0 && options.ema_decay <= 1;
+    const bool fits = !PyBool_Check(decay) && options.ema_decay >= 0 && options.ema_decay <= 1;
     if (!fits) refuse_option("ema_decay", decay, "None, or at least 0 and at most 1");
   }
   return options;

@@ -3,6 +3,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "cpu/threads.h"
+
 namespace fusedopt {
 namespace {
 
@@ -19,10 +21,40 @@ py::object current(const py::object& optimizer) {
 
 void set_current(const py::object& optimizer, const py::object& excursion) {
   const py::object attributes = take(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
-  const int result = excursion ? PyDict_SetItem(attributes.ptr(), kKey, excursion.ptr())
-                               : PyDict_DelItem(attributes.ptr(), kKey);
-  if (result != 0) throw py::error_already_set();
+  if (excursion) {
+    if (PyDict_SetItem(attributes.ptr(), kKey, excursion.ptr()) != 0) throw py::error_already_set();
+  } else if (PyDict_GetItemWithError(attributes.ptr(), kKey) != nullptr) {
+    if (PyDict_DelItem(attributes.ptr(), kKey) != 0) throw py::error_already_set();
+  } else if (PyErr_Occurred()) {
+    throw py::error_already_set();
+  }
 }
+
+void refuse_if_active(const py::object& optimizer) {
+  if (const py::object active = current(optimizer)) {
+    throw std::runtime_error(active.cast<py::tuple>()[0].cast<std::string>() +
+                             " is already active");
+  }
+}
+
+// torch's operations on large tensors would wait for threads that a forked child has not.
+class OneThreadIfForked {
+ public:
+  OneThreadIfForked() {
+    if (!cpu::is_forked_process()) return;
+    torch_ = py::module_::import("torch");
+    threads_ = torch_.attr("get_num_threads")();
+    torch_.attr("set_num_threads")(1);
+  }
+  OneThreadIfForked(const OneThreadIfForked&) = delete;
+  OneThreadIfForked& operator=(const OneThreadIfForked&) = delete;
+  ~OneThreadIfForked() {
+    if (threads_) torch_.attr("set_num_threads")(threads_);
+  }
+
+ private:
+  py::object torch_, threads_;
+};
 
 // torch's inference mode, in which the parameters that it has made may be written, too, and
 // autograd takes no notice.
@@ -51,9 +83,11 @@ struct Saved {
     param_index = tuple[3].cast<Py_ssize_t>();
   }
 
-  // False if the parameter has another shape now. A subclass of Tensor may run Python code here.
+  // False if the parameter has another shape or dtype now. A subclass of Tensor may run Python code
+  // here.
   bool restore() const {
     if (!py::object(param.attr("shape")).equal(value.attr("shape"))) return false;
+    if (!py::object(param.attr("dtype")).is(value.attr("dtype"))) return false;
     take(PyObject_CallMethodObjArgs(param.ptr(), kCopyName, value.ptr(), nullptr));
     return true;
   }
@@ -63,12 +97,12 @@ struct Saved {
 // Python code.
 struct Failure {
   Saved saved;
-  std::optional<py::error_already_set> error;  // none: it has another shape
+  std::optional<py::error_already_set> error;  // none: it has another shape or dtype
 
   [[noreturn]] void raise() {
     std::string message = "parameter group " + std::to_string(saved.group_index) + ", parameter " +
                           std::to_string(saved.param_index) + ": cannot be put back: ";
-    if (!error) throw std::runtime_error(message + "it has another shape now");
+    if (!error) throw std::runtime_error(message + "it has another shape or dtype now");
     message += py::str(error->value()).cast<std::string>();
     py::raise_from(*error, PyExc_RuntimeError, message.c_str());
     throw py::error_already_set();
@@ -81,14 +115,14 @@ Excursion::Excursion(py::object optimizer, std::string name, py::object prepare)
     : optimizer_(std::move(optimizer)), name_(std::move(name)), prepare_(std::move(prepare)) {}
 
 void Excursion::enter() {
-  if (const py::object active = current(optimizer_)) {
-    throw std::runtime_error(active.cast<py::tuple>()[0].cast<std::string>() +
-                             " is already active");
-  }
+  refuse_if_active(optimizer_);
+  const OneThreadIfForked forked;
   const py::tuple prepared = prepare_();
   const auto saved = py::object(prepared[0]).cast<py::list>();
   const py::object move = prepared[1];
   for (const py::handle entry : saved) Saved{entry};  // raises if it is no such
+  // Another thread may have come first while Python code ran, and what was saved is not at home.
+  refuse_if_active(optimizer_);
   saved_ = saved;
   set_current(optimizer_, py::make_tuple(name_, saved_));
   try {
@@ -116,6 +150,7 @@ void end_excursion(const py::object& optimizer) {
   Interruption interruption;
   std::optional<Failure> failure;
   {
+    const OneThreadIfForked forked;
     const InferenceMode mode;
     for (const py::handle entry : saved) {
       const Saved one(entry);

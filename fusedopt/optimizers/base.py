@@ -175,6 +175,7 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
             ValueError, NotImplementedError: a checkpoint that asks for what is not supported, or
                 whose entries do not map. Nothing is changed then.
         """
+        self._refuse_away("load_state_dict()")
         outer = self.__dict__.get("_loading")
         translate = functools.partial(foreign.translated, self._rule, self.param_groups)
         self._loading = Loading(self.param_groups, translate)
@@ -220,6 +221,7 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
             ValueError, TypeError: one of its options of storage or of what follows a step is out
                 of bounds, or does not fit one of its parameters.
         """
+        self._refuse_away("add_param_group()")
         self.defaults.update(self.__dict__.pop("_asked_for", {}))
         super().add_param_group(param_group)
         try:
@@ -291,6 +293,7 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            self._refuse_away("step()")
         step = _native.step
         if _count_modes() or _are_transforms_active() or forward_ad._current_level >= 0:
             step = visible(step, self.param_groups, self.state, only)

@@ -23,8 +23,36 @@ def asked_for_in(group: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: group[name]
         for name, default in DEFAULTS.items()
-        if name in group and group[name] != default
+        if name in group and not _is(group[name], default)
     }
+
+
+def _is(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, (int, float)) and value == default)
+
+
+def converted(states: Mapping[str, Any], param: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The average and its count in their own dtypes, which torch does not keep when it loads them.
+
+    Args:
+        states: of one parameter.
+        param: whose they are.
+
+    Returns:
+        Those of both that have another dtype or device.
+    """
+    own = {
+        AVERAGE: (param.device, average_dtype(param)),
+        AVERAGED: (torch.device("cpu"), torch.float64),
+    }
+    result = {}
+    for name, (device, dtype) in own.items():
+        state = states.get(name)
+        if isinstance(state, torch.Tensor):
+            in_own = state.to(device, dtype)
+            if in_own is not state:
+                result[name] = in_own
+    return result
 
 
 def check_epilogue(group: Mapping[str, Any], index: int) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedopt import _native, modes
-from fusedopt.forks import torch_on_one_thread_if_forked
 from fusedopt.optimizers import shards
 from fusedopt.optimizers.epilogue import AVERAGE
 
@@ -20,12 +19,21 @@ if TYPE_CHECKING:
 _ENDS = {"at_iterate()": "leave_iterate()", "averaged()": "leave_averaged()"}
 
 
-def _move(params: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-    is_inference = any(param.is_inference() for param in params)
-    mode = torch.inference_mode() if is_inference else torch.no_grad()
-    with mode, torch_on_one_thread_if_forked():
-        if params:
-            torch._foreach_copy_(params, values)
+def _check_average(param: torch.Tensor, average: Any) -> None:
+    """Refuses what cannot be put into a parameter.
+
+    Raises:
+        RuntimeError: it says why.
+    """
+    if not isinstance(average, torch.Tensor) or average.dtype not in (torch.float32, torch.float64):
+        raise RuntimeError("state 'ema' must be a tensor of dtype float32 or float64")
+    if average.shape != param.shape:
+        shapes = f"{tuple(average.shape)}, the parameter {tuple(param.shape)}"
+        raise RuntimeError(f"state 'ema' has shape {shapes}")
+    if average.device != param.device or average.layout != torch.strided:
+        raise RuntimeError("state 'ema' must be dense and on the parameter's device")
+    if torch._debug_has_internal_overlap(shards.local(param)) == 1:
+        raise RuntimeError("the parameter has elements that share memory")
 
 
 class Excursions(torch.optim.Optimizer):
@@ -56,20 +64,25 @@ class Excursions(torch.optim.Optimizer):
             with optimizer.averaged():
                 evaluate(model)
 
-        On leaving, also by an exception, the parameters are what they were, bit for bit. What
-        Ctrl-C raises meanwhile is held back until all of them are. Parameters without an average
-        stay what they are. An average is float32 or wider, and rounded once to the parameter's
-        dtype; the remainder of a master is not touched. This takes memory for one copy of the
-        parameters that move. If other code keeps the context from being left (an ``ExitStack`` that
-        is interrupted in its own code), ``leave_averaged`` restores as well.
+        On leaving, also by an exception, the parameters are what they were, bit for bit. So is what
+        ``model.state_dict()`` gave inside, which shares their memory: save or copy it there. What
+        Ctrl-C raises meanwhile is held back until all of them are. Parameters without an average,
+        and those of groups without ``ema_decay``, stay what they are. An average is float32 or
+        wider, and rounded once to the parameter's dtype; the remainder of a master is not touched.
+        This takes memory for one copy of the parameters that move. If other code keeps the context
+        from being left (an ``ExitStack`` that is interrupted in its own code),
+        ``leave_averaged`` restores as well.
 
         Raises:
-            RuntimeError: on entering, if no group has ``ema_decay``, a state ``ema`` has another
-                shape than its parameter, or another such context is active; in it, from ``step``,
-                ``master_params`` and if the optimizer is copied or pickled; on leaving, if a
-                parameter cannot be restored, because its data has another shape now. All others are
-                then restored, and the message names the first.
+            RuntimeError: on entering, if no group has ``ema_decay``, a state ``ema`` does not fit
+                its parameter, or another such context is active; in it, from ``step``,
+                ``master_params``, ``load_state_dict``, ``add_param_group`` and if the optimizer is
+                copied or pickled; on leaving, if a parameter cannot be restored, because its data
+                has another shape or dtype now. All others are then restored, and the message names
+                the first.
         """
+        if "param_groups" not in self.__dict__:
+            raise RuntimeError("averaged() is for the optimizer itself, and this one wraps it")
         return _native.Excursion(self, "averaged()", self._prepare_averages)
 
     def leave_averaged(self) -> None:
@@ -83,32 +96,37 @@ class Excursions(torch.optim.Optimizer):
         """
         _native.end_excursion(self)
 
-    def _prepare_averages(self) -> tuple[list[tuple[Any, ...]], Callable[[], None]]:
-        """The parameters that will move with their values, and what moves them."""
-        averages = {
-            param: self.state[param][AVERAGE]
-            for group in self.param_groups
-            for param in group["params"]
-            if AVERAGE in self.state.get(param, {})
+    def _prepare_averages(self) -> tuple[list[tuple[Any, ...]], Callable[[], object]]:
+        """The parameters that will move with their values, and what moves them.
+
+        The latter runs no Python code, so that nothing comes in between once they have moved.
+        """
+        places = {
+            (group_index, index): param
+            for group_index, group in enumerate(self.param_groups)
+            if group.get("ema_decay") is not None
+            for index, param in enumerate(group["params"])
         }
-        if not averages and all(group.get("ema_decay") is None for group in self.param_groups):
+        if not places:
             raise RuntimeError("averaged() needs averages, and no parameter group has ema_decay")
-        modes.refuse(self.param_groups, self.state, averages.__contains__)
-        saved, values = [], []
-        for group_index, group in enumerate(self.param_groups):
-            for index, param in enumerate(group["params"]):
-                if param not in averages:
-                    continue
-                average = averages[param]
-                if average.shape != param.shape:
-                    raise RuntimeError(
-                        f"parameter group {group_index}, parameter {index}: state 'ema' has shape "
-                        f"{tuple(average.shape)}, the parameter {tuple(param.shape)}"
-                    )
-                saved.append((param, param.detach().clone(), group_index, index))
-                values.append(shards.local(average))
+        places = {p: param for p, param in places.items() if AVERAGE in self.state.get(param, {})}
+        moved = set(places.values())
+        modes.refuse(self.param_groups, self.state, moved.__contains__)
+        saved, averages = [], []
+        for (group_index, index), param in places.items():
+            average = self.state[param][AVERAGE]
+            try:
+                _check_average(param, average)
+            except RuntimeError as error:
+                place = f"parameter group {group_index}, parameter {index}"
+                raise RuntimeError(f"{place}: {error}") from None
+            saved.append((param, param.detach().clone(), group_index, index))
+            averages.append(shards.local(average))
+        # Of detached tensors, so that no mode of autograd has to be entered.
         params = [shards.local(param) for param, *_ in saved]
-        return saved, functools.partial(_move, params, values)
+        if not params:
+            return saved, list
+        return saved, functools.partial(torch._foreach_copy_, params, averages)
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_away("an optimizer cannot be copied or pickled")

@@ -64,7 +64,7 @@ class Loading:
                 name: _Kept(value) if isinstance(value, torch.Tensor) and name != "step" else value
                 for name, value in states.items()
             }
-            if key in kept
+            if key in kept or epilogue.AVERAGE in states
             else states
             for key, states in state_dict["state"].items()
         }
@@ -90,6 +90,7 @@ class Loading:
                     continue
                 for name, value in kept.items():
                     states[name] = value.tensor.to(param.device)
+                states.update(epilogue.converted(states, param))
                 otherwise = param.dtype if is_usual(group) else None
                 is_converted |= convert(states, param, group, signs, otherwise)
         if is_converted:

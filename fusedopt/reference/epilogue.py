@@ -52,9 +52,10 @@ def with_average(
 
     Args:
         rule: a rule, which may store its results by :func:`fusedopt.reference.stored`.
-        ema_decay: ``ema = decay * ema + (1 - decay) * param``, from the nearer end; 1 for the mean
-            of all parameters so far, which the state ``ema_step`` counts (Polyak, Juditsky,
-            Acceleration of Stochastic Approximation by Averaging, 1992). None keeps no average.
+        ema_decay: ``ema = decay * ema + (1 - decay) * param``, from the nearer end, and a copy for
+            0; 1 for the mean of all parameters so far, which the state ``ema_step`` counts (Polyak,
+            Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992). None keeps no
+            average.
         round_average: how the average is stored.
     """
     if ema_decay is None:
@@ -72,7 +73,8 @@ def with_average(
             averages = {}
         averaged = averages.get("ema_step", 0)
         weight = 1.0 / (averaged + 1) if ema_decay == 1 else 1.0 - ema_decay
-        average = lerp(averages["ema"], param, weight) if averages else param
+        is_copy = not averages or weight == 1
+        average = param if is_copy else lerp(averages["ema"], param, weight)
         result = {**result, "ema": round_average(average)}
         if ema_decay == 1:
             result["ema_step"] = averaged + 1

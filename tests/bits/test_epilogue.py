@@ -165,6 +165,17 @@ def test_the_mean_of_an_average_that_was_dropped_begins_anew():
     torch.testing.assert_close(average_of(optimizer, param), torch.stack(values).mean(0))
 
 
+@pytest.mark.parametrize("decay", [0.0, 1])
+def test_a_copy_forgets_what_is_not_finite(decay):
+    param = parameter(torch.ones(10))
+    optimizer = stepped([param], ema_decay=0.5)
+    average_of(optimizer, param).fill_(math.nan)
+    optimizer.param_groups[0]["ema_decay"] = decay
+    param.grad = torch.ones(10)
+    optimizer.step()
+    assert np.array_equal(bits(average_of(optimizer, param)), bits(param))
+
+
 def test_an_average_that_has_ended_stays():
     param = parameter(torch.randn(10))
     optimizer = stepped([param], ema_decay=0.5)
