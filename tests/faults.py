@@ -278,7 +278,7 @@ MUTANTS = [
         ("an excursion entered twice", "active = current(optimizer)) {",
          "active = current(optimizer); false) {"),
         ("an excursion over another's", "  refuse_if_active(optimizer_);\n  saved_", "  saved_"),
-        ("a parameter of another dtype", ".is(value.attr(\"dtype\"))", ".is(param.attr(\"dtype\"))"),
+        ("a parameter of another dtype", "is(value.attr(", "is(param.attr("),
         ("a move that fails is not taken back", "    try {\n      leave();", "    try {"),
         ("values not kept until they are back", "        left.append(entry);\n", ""),
         ("another excursion left", " && saved.is(active.cast<py::tuple>()[1])", ""),
