@@ -13,7 +13,7 @@ CXX_SOURCES := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -n
 
 help:
 	@echo "make bench       build, verify every kernel, benchmark against torch (about two minutes)"
-	@echo "make bench-full  the whole benchmark (a quarter of an hour), into benchmarks/results/local.json"
+	@echo "make bench-full  the whole benchmark (half an hour), into benchmarks/results/local.json"
 	@echo "make test        build and run the tests"
 	@echo "make mutants     build deliberate faults, one after the other, and see that tests find them"
 	@echo "make soak        everything at once, for MINUTES=20: threads, forks, signals, checkpoints"
