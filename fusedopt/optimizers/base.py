@@ -255,6 +255,17 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
         Raises:
             MemoryError: there is no memory for it.
         """
+        try:
+            return self._empty_state(name, param, group)
+        except RuntimeError as error:  # what torch makes of its allocator's, and of C++'s
+            if not any(said in str(error) for said in ("can't allocate memory", "bad_alloc")):
+                raise
+            raise MemoryError(f"no memory for state {name!r}: {error}") from error
+
+    def _empty_state(
+        self, name: str, param: torch.Tensor, group: dict[str, Any]
+    ) -> torch.Tensor | tuple[torch.Tensor, float] | None:
+        """Memory for :meth:`_create_state`, which says what is returned."""
         if name == "step":
             in_double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
             # Where only the device knows whether, or how often, a step is carried out.
@@ -266,15 +277,10 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
             )
         if name == epilogue.AVERAGED:
             return epilogue.new_count()
-        try:
-            if name == epilogue.AVERAGE:
-                return epilogue.empty_average(param), 0.0
-            memory = storage.empty_state(name, param, group)
-            return None if memory is None else (memory, self._initial_value(name, group))
-        except RuntimeError as error:  # so torch's allocator for the CPU calls it
-            if "can't allocate memory" not in str(error):
-                raise
-            raise MemoryError(f"no memory for state {name!r}: {error}") from error
+        if name == epilogue.AVERAGE:
+            return epilogue.empty_average(param), 0.0
+        memory = storage.empty_state(name, param, group)
+        return None if memory is None else (memory, self._initial_value(name, group))
 
     def _initial_value(self, name: str, group: dict[str, Any]) -> float:
         """What the elements of a new state are."""

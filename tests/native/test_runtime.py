@@ -98,7 +98,7 @@ def test_set_num_threads_is_obeyed():
     torch keeps one number for the process; OpenMP alone would know it in one thread only.
     """
     code = """
-import os, threading, torch, fusedopt
+import os, threading, time, torch, fusedopt
 torch.set_num_threads(1)
 p = torch.nn.Parameter(torch.ones(2_000_000)); p.grad = torch.ones(2_000_000)
 optimizer = fusedopt.SGD([p])
@@ -109,6 +109,8 @@ before = len(os.listdir("/proc/self/task"))
 counts = []
 thread = threading.Thread(target=lambda: counts.append(started() - 1))
 thread.start(); thread.join()
+while len(os.listdir("/proc/self/task")) > before:  # the system's thread ends after Python's
+    time.sleep(0.01)
 for count in (1, 2, 4):
     torch.set_num_threads(count)
     counts.append(started())
