@@ -46,18 +46,18 @@ MUTANTS = [
         found_by=OF_EPILOGUE,
     ),
     *rule(
-        "csrc/bindings/epilogue_options.h",
+        "csrc/core/epilogue.h",
         (
             "mean that counts from zero",
             "static_cast<double>(averaged + 1)",
             "static_cast<double>(averaged)",
         ),
+        ("penalty without lr", "return lr * l1;", "return l1;"),
         ("mean with a decay", "averages && ema_decay == 1", "false"),
         found_by=OF_EPILOGUE,
     ),
     *rule(
         "csrc/bindings/step.cpp",
-        ("penalty without lr", "group.hyper->lr() * group.epilogue.l1", "group.epilogue.l1"),
         ("mean not counted", "memory_.plan.count_step(list, place, averaged + 1);", ""),
         ("stale count of a new mean", "is_first ? 0 : read_count", "false ? 0 : read_count"),
         ("epilogue on any engine", "if (!list.engine->has_epilogue()) {", "if (false) {"),

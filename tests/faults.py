@@ -337,7 +337,7 @@ MUTANTS = [
     ),
     *of_rules(
         ("a copy at the iterate", "def __getstate__(self)", "def getstate(self)"),
-        ("a step at the iterate", 'return "_excursion" in self.__dict__', "return False"),
+        ("a step at the iterate", 'if "_excursion" in attributes:', "if False:"),
         ("entry not checked first",
          '        _native.check_step("sgd", groups, {}, self._create_state)\n', ""),
     ),

@@ -132,7 +132,6 @@ py::object decide_on_device(const TorchTensors& torch, const py::list& tensors, 
 
 // Of tensors on the CPU, without gaps.
 void touch_lines(const TorchTensors& torch, const py::list& tensors) {
-  constexpr const char* kName = "the tensor";
   SquareList list;
   with_exceptions(
       [&] {

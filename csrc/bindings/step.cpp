@@ -315,7 +315,7 @@ void Step::plan_epilogue(ParamPlan& plan, DeviceUpdates& list, Update& update) {
                   "l1 and ema_decay need parameters on the CPU so far; this one is on another "
                   "device");
   }
-  Epilogue epilogue{.l1_threshold = group.hyper->lr() * group.epilogue.l1};
+  Epilogue epilogue{.l1_threshold = group.epilogue.l1_threshold(group.hyper->lr())};
   const auto operands = memory_.operands_of(plan).first(plan.operand_count);
   for (size_t k = kFirstState; k < operands.size(); ++k) {
     if (operands[k].role != rule_.info.role_of_average()) continue;

@@ -1,4 +1,5 @@
-// What happens to a parameter after the rule's step, as numbers that the host has derived.
+// What happens to a parameter after the rule's step: the options of its group, and the numbers that
+// the host derives.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,21 @@
 #include "core/operand.h"
 
 namespace fusedopt {
+
+struct EpilogueOptions {
+  double l1 = 0;
+  bool averages = false;
+  double ema_decay = 0;  // if it averages; 1: all parameters so far count alike
+
+  bool is_asked_for() const { return l1 != 0 || averages; }
+  bool counts_averaged() const { return averages && ema_decay == 1; }
+
+  double l1_threshold(double lr) const { return lr * l1; }
+  // Of the parameter in its average, of which `averaged` have been counted before.
+  double average_weight(int64_t averaged) const {
+    return counts_averaged() ? 1.0 / static_cast<double>(averaged + 1) : 1.0 - ema_decay;
+  }
+};
 
 struct Epilogue {
   double l1_threshold = 0;    // see shrink() in rules/element.h; 0: nothing is shrunk

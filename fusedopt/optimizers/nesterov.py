@@ -43,10 +43,6 @@ class Nesterov(Momentum):
 
     _rule = "nesterov"
 
-    @property
-    def _is_at_iterate(self) -> bool:
-        return "_excursion" in self.__dict__
-
     def at_iterate(self) -> AbstractContextManager[None]:
         """Puts the iterate ``x`` into the parameters for as long as the context lasts.
 
