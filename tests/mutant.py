@@ -25,7 +25,7 @@ OF_EPILOGUE = (
     "torch_compat/test_averaged.py",
     "bits/test_epilogue.py",
 )
-OF_SQUARES = ("cuda/test_cuda_norm.py",)
+OF_SQUARES = ("cuda/test_cuda_norm.py", "torch_compat/test_clipping.py")
 OF_STORAGE = (
     "bits/test_storage.py",
     "bits/test_fewer_bytes.py",
