@@ -203,6 +203,20 @@ void print_squares(Format format) {
   std::printf("squares of %s %016" PRIx64 "\n", name_of(format), checksum);
 }
 
+// What follows a step: a penalty, and averages from either end.
+template <class T>
+void print_epilogue() {
+  const auto& table = cpu::FUSEDOPT_ISA::kernel_table;
+  constexpr bool in_double = sizeof(T) == sizeof(double);
+  std::vector<T> params = inputs<T>(7, false), averages = inputs<T>(8, false);
+  table.shrink[in_double](params.data(), 0.3, kElements);
+  for (const double weight : {0.001, 0.7}) {
+    table.average[in_double](averages.data(), params.data(), weight, kElements);
+  }
+  const uint64_t checksum = checksum_of(checksum_of(0, params), averages);
+  std::printf("epilogue %zu %016" PRIx64 "\n", sizeof(T), checksum);
+}
+
 }  // namespace
 }  // namespace fusedopt
 
@@ -224,6 +238,8 @@ int main() {
     fusedopt::print_blocks<float>(format);
     fusedopt::print_blocks<double>(format);
   }
+  fusedopt::print_epilogue<float>();
+  fusedopt::print_epilogue<double>();
   fusedopt::print_squares<float>(fusedopt::Format::kFloat32);
   fusedopt::print_squares<double>(fusedopt::Format::kFloat64);
   fusedopt::print_squares<uint16_t>(fusedopt::Format::kBFloat16);
