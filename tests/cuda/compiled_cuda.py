@@ -20,9 +20,8 @@ import pytest
 
 from built_code import SPEC, ptx_texts
 from emulation import emulated
-from fusedopt import _native
 from ptx import Kernel, Launch, Memory, Module
-from stand_in import native, options_left
+from stand_in import DEFAULT_STREAM, native, options_left, steps_on
 
 if SPEC is None and shutil.which("nvcc") is None:
     pytest.skip("built without CUDA, for want of nvcc", allow_module_level=True)
@@ -144,12 +143,10 @@ def compiled_cuda(architecture: str, seed: int = 0, groups: Iterable[dict] = ())
     native.take_violations()
     native.schedule("at once", 0)
     native.set_executor(Interpreter(architecture, seed))
-    _native.use_engine_on_cpu(native.engine)
     try:
-        with options_left(groups):
+        with steps_on(native.get_device(), DEFAULT_STREAM), options_left(groups):
             yield
     finally:
-        _native.use_engine_on_cpu(None)
         native.set_executor(None)
         native.schedule("latest", 0)
         # Ahead of what follows from them: wrong bits, say.
