@@ -76,8 +76,10 @@ def from_torch(optimizer: torch.optim.Optimizer) -> FusedOptimizer:
         check_group(group, index, "from_torch")
         _check_params(optimizer.state, group, index)
     converted = _change_class(optimizer, ours, _is_tracked_by_scheduler(optimizer))
-    for param, states in converted.state.items():  # torch may have loaded averages of ours
-        states.update(epilogue.converted(states, param))
+    for group in converted.param_groups:  # torch may have loaded averages of ours
+        for param in group["params"]:
+            if states := converted.state.get(param):
+                states.update(epilogue.converted(states, param, group))
     return converted
 
 

@@ -134,7 +134,7 @@ OF_CUDA = [
     *rule(
         "csrc/cuda/launch_plan.cpp",
         ("last chunk skipped", "(beyond_first + chunk - 1) / chunk", "beyond_first / chunk"),
-        ("empty tensor not counted", "entry.numel > 0 || entry.step != nullptr", "entry.numel > 0"),
+        ("empty tensor not counted", "entry.numel > 0 || counts", "entry.numel > 0"),
         (
             "a block too few counts",
             "header_.counting_blocks += chunks;",
@@ -174,8 +174,8 @@ OF_CUDA = [
         ("states of a block not set", "if constexpr (is_used) set(operand, number);", ""),
         (
             "the old step count",
-            "load_count(count, kind_.step_type) + 1;\n    const uint32_t",
-            "load_count(count, kind_.step_type);\n    const uint32_t",
+            "load_count(steps, kind_.step_type) + 1;\n    const uint32_t",
+            "load_count(steps, kind_.step_type);\n    const uint32_t",
         ),
     ),
     *rule(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutant import OF_EPILOGUE, rule
+from mutant import OF_EPILOGUE, OF_EPILOGUE_ON_CUDA, rule
 
 MUTANTS = [
     *rule(
@@ -33,7 +33,7 @@ MUTANTS = [
         ),
         (
             "average that begins with zero",
-            "if (operands_[k].is_read() && epilogue_->average_weight != 1) {\n",
+            "if (epilogue_->average_weight != 1) {\n",
             "if (true) {\n",
         ),
         ("nothing is shrunk", "epilogue_->l1_threshold != 0", "false"),
@@ -58,15 +58,84 @@ MUTANTS = [
     ),
     *rule(
         "csrc/bindings/step.cpp",
-        ("mean not counted", "memory_.plan.count_step(list, place, averaged + 1);", ""),
-        ("stale count of a new mean", "is_first ? 0 : read_count", "false ? 0 : read_count"),
-        ("epilogue on any engine", "if (!list.engine->has_epilogue()) {", "if (false) {"),
+        ("mean not counted", "averaged = count_on_host(plan, list, count);", ""),
         (
             "average of any dtype",
             "if (format == Format::kFloat32 || format == Format::kFloat64) return;",
             "return;",
         ),
         found_by=OF_EPILOGUE,
+    ),
+    *rule(
+        "csrc/bindings/optimizer_state.cpp",
+        ("stale count of a new mean", "if (begins_average) return", "if (false) return"),
+        found_by=OF_EPILOGUE,
+    ),
+    *rule(
+        "csrc/bindings/step.cpp",
+        ("average of a skipped step", "if (plan.begins_average) host_must_know_ = true;", ""),
+        ("rate of the host", "update.derives ? 1 : group.hyper->lr()", "group.hyper->lr()"),
+        (
+            "average that each replay begins",
+            "if (plan.has_new_states()) {\n    throw",
+            "if (false) {\n    throw",
+        ),
+        (
+            "mean that no replay counts",
+            "plan.step != nullptr || plan.averaged != nullptr",
+            "plan.step != nullptr",
+        ),
+        found_by=OF_EPILOGUE_ON_CUDA,
+    ),
+    *rule(
+        "csrc/cuda/groups.h",
+        ("nothing is shrunk by a warp", "if (l1_threshold != 0) {", "if (false) {"),
+        (
+            "average of what a warp did not round",
+            "if (memory_.format(kParam) != of_numbers) decode<kParam>();",
+            "",
+        ),
+        ("average of a warp that begins with zero", "weight == 1 ? param : ", ""),
+        found_by=OF_EPILOGUE_ON_CUDA,
+    ),
+    *rule(
+        "csrc/cuda/group_memory.h",
+        (
+            "average left out of a walk",
+            "for (unsigned p = 0; p < kExtra.remainder; ++p) {",
+            "for (unsigned p = 0; p < operands; ++p) {",
+        ),
+        found_by=OF_EPILOGUE_ON_CUDA,
+    ),
+    *rule(
+        "csrc/cuda/block.h",
+        ("threshold without lr", "= lr * epilogue.l1_threshold;", "= epilogue.l1_threshold;"),
+        (
+            "mean never counted",
+            "if (averaged != nullptr) count_on(averaged, entry.kind.averaged_type);",
+            "",
+        ),
+        (
+            "mean without a block that counts",
+            "has_counts = has_counts || place(entry_, kExtra.averaged) != 0;",
+            "",
+        ),
+        (
+            "weight of the host",
+            "if (averaged != nullptr) {\n      epilogue",
+            "if (false) {\n      epilogue",
+        ),
+        found_by=OF_EPILOGUE_ON_CUDA,
+    ),
+    *rule(
+        "csrc/cuda/launch_plan.cpp",
+        ("epilogue in a usual kernel", "update.epilogue != Update::kNone || ", ""),
+        (
+            "mean of an empty tensor not counted",
+            "entry.numel > 0 || counts;",
+            "entry.numel > 0 || entry.step != nullptr;",
+        ),
+        found_by=OF_EPILOGUE_ON_CUDA,
     ),
     *rule(
         "fusedopt/optimizers/excursions.py",

@@ -25,6 +25,7 @@ OF_EPILOGUE = (
     "torch_compat/test_averaged.py",
     "bits/test_epilogue.py",
 )
+OF_EPILOGUE_ON_CUDA = ("cuda/test_cuda_epilogue.py", "cuda/test_cuda_groups.py")
 OF_SQUARES = ("cuda/test_cuda_norm.py", "torch_compat/test_clipping.py")
 OF_STORAGE = (
     "bits/test_storage.py",

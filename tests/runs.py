@@ -21,13 +21,14 @@ from fusedopt.checking.verify import (
     take_any_gradient,
     threads,
 )
-from fusedopt.optimizers import storage
+from fusedopt.optimizers import epilogue, storage
 from helpers import Guarded, scaled_step
 from scenarios import CompiledCuda, Cpu, Group, Layout, Scenario, Step, Tensor
 from touch import TOUCH
 
 ROW = {row.name: row for row in (*ROWS, TOUCH)}
 RATES = ("lr", "weight_decay", "betas")
+STORED = {**storage.DEFAULTS, **epilogue.DEFAULTS}  # options of more than the rule
 MARGIN = 64  # elements: a layout's offset alone says how memory is aligned
 
 
@@ -139,7 +140,9 @@ class TrackedParameter:
 
 
 class StoredParameter(TrackedParameter):
-    """One whose group stores fewer bytes: beside what the reference stores, in memory's order."""
+    """One whose group asks for more than the rule: beside what the reference stores of it, in
+    memory's order.
+    """
 
     def __init__(
         self, tensor: Tensor, generator: np.random.Generator, row: Row, options: dict, number: int
@@ -216,7 +219,7 @@ class Run:
     def _tracked(
         self, tensor: Tensor, generator: np.random.Generator, options: dict, number: int
     ) -> TrackedParameter:
-        asked = {name: options[name] for name in storage.DEFAULTS if name in options}
+        asked = {name: options[name] for name in STORED if name in options}
         if asked:
             return StoredParameter(tensor, generator, self.row, asked, number)
         return TrackedParameter(tensor, generator, self.row)
@@ -234,7 +237,7 @@ class Run:
             return []
         return [
             {
-                name: option if name in storage.DEFAULTS else in_memory(option, engine.options_as)
+                name: option if name in STORED else in_memory(option, engine.options_as)
                 for name, option in group.items()
             }
             for group in self.optimizer.param_groups

@@ -158,13 +158,15 @@ void GroupWalk::collect_states(ParamPlan& plan, const GroupPlan& group) {
     if (tensor != nullptr) memory_.scales.emplace_back(tensor, of_scales);
   }
   if (epilogue.averages) {
-    Operand average{.role = static_cast<uint8_t>(rule_.info.role_of_average())};
-    add_operand(plan, state_.tensor(plan, group.group, kAverageKey, true, &average).tensor,
-                average);
-  }
-  if (epilogue.counts_averaged()) {
-    plan.averaged = state_.tensor(plan, group.group, kAveragedKey, true, nullptr).tensor;
-    memory_.touched.push_back(plan.averaged);
+    Operand operand{.role = static_cast<uint8_t>(rule_.info.role_of_average())};
+    const OptimizerState::Found average =
+        state_.tensor(plan, group.group, kAverageKey, true, &operand);
+    add_operand(plan, average.tensor, operand);
+    plan.begins_average = !operand.is_read();
+    if (epilogue.counts_averaged()) {
+      plan.averaged = state_.averaged(plan, group.group, kAveragedKey, plan.begins_average);
+      memory_.touched.push_back(plan.averaged);
+    }
   }
   if (storage.master_weights) {
     Operand remainder{.role = static_cast<uint8_t>(rule_.info.role_of_remainder())};

@@ -78,6 +78,12 @@ PyObject* OptimizerState::scales(ParamPlan& plan, PyObject* group, PyObject* nam
   return state.is_new ? create(plan, group, name, operand, true) : find(plan, name);
 }
 
+PyObject* OptimizerState::averaged(ParamPlan& plan, PyObject* group, PyObject* name,
+                                   bool begins_average) {
+  if (begins_average) return create(plan, group, name, nullptr, false);
+  return tensor(plan, group, name, true, nullptr).tensor;
+}
+
 PyObject* OptimizerState::create(ParamPlan& plan, PyObject* group, PyObject* name, Operand* operand,
                                  bool may_be_none) {
   PyObject* tensor = memory_.keep.steal(

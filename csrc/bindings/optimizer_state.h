@@ -31,6 +31,9 @@ class OptimizerState {
   PyObject* scales(ParamPlan& plan, PyObject* group, PyObject* name, const Found& state,
                    Operand* operand);
 
+  // How many an average is of: none if it begins.
+  PyObject* averaged(ParamPlan& plan, PyObject* group, PyObject* name, bool begins_average);
+
   // Has a state replaced by another tensor, with the others that are new.
   void replace(ParamPlan& plan, PyObject* name, PyObject* tensor);
 

@@ -15,9 +15,7 @@ namespace {
 constexpr size_t kMetadataAhead = 4, kStorageAhead = 2;
 
 PyObject* const kStepKey = intern("step");
-
-constexpr const char* kStepName = "state 'step'";
-constexpr const char* kAveragedName = "state 'ema_step'";
+PyObject* const kAveragedKey = intern("ema_step");
 
 // Every count below 2^53 is a float64.
 bool is_count(double number) {
@@ -153,11 +151,12 @@ void Step::add_update(ParamPlan& plan) {
 
   Update update;
   update.in_double = computes_in_double(views);
-  int64_t step = 0;
+  int64_t step = 0, averaged = 0;
   if (plan.step != nullptr) plan_step_count(plan, list, update, step);
+  if (plan.averaged != nullptr) plan_averaged_count(plan, list, update, averaged);
   plan_scalars(plan, list, update, step);
   plan_draws(plan, list, update, step);
-  if (group_of(plan).epilogue.is_asked_for()) plan_epilogue(plan, list, update);
+  if (group_of(plan).epilogue.is_asked_for()) plan_epilogue(plan, list, update, averaged);
   if (plan.has_new_states()) plan_new_states(plan, list);
   if (clipping_.is_asked_for()) list.gradients.add(views[kGrad], update.in_double, plan.sum);
   list.params.push_back(static_cast<uint32_t>(&plan - memory_.params.data()));
@@ -271,61 +270,96 @@ void Step::plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& upda
 }
 
 void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step) {
-  const bool is_capturable = group_of(plan).capturable;
-  const Device& device = list.execution.device;
-  NumberPlace place = find_count(plan.step, kStepName);
-  const auto replace_with = [&](py::object tensor) {
-    plan.step = memory_.keep.steal(tensor.release().ptr());
-    state_.replace(plan, kStepKey, plan.step);
-    place = find_count(plan.step, kStepName);
-    is_stale_ = true;
-  };
+  Count count{kStepKey, "state 'step'", plan.step};
+  count.place = find_count(count.tensor, count.name);
   const bool is_left =
-      list.engine->is_asynchronous() && (place.device.type != DeviceType::kCpu || is_capturable ||
-                                         amp_.may_skip() || clipping_.options().skips_nonfinite);
-  if (is_left && place.device.type == DeviceType::kCpu && place.device != device) {
-    if (is_capturable) {
-      throw Refusal(Refusal::kAssertion,
-                    "capturable=True needs state 'step' on the parameter's device");
-    }
-    // Only the device will know whether this step counts, so the count goes there, and stays.
-    replace_with(torch_.to_device(plan.step, memory_.tensors_of(plan)[kParam]));
-  }
-  if (place.device != (is_left ? device : Device{})) {
-    throw Refusal(Refusal::kRuntime, "state 'step' is on another device than the parameter");
-  }
+      list.engine->is_asynchronous() &&
+      (count.place.device.type != DeviceType::kCpu || may_leave_counts(plan, list));
+  place_count(plan, list, count, is_left);
   if (is_left) {
     update.derives = true;
-    update.step = place.data;
-    update.step_type = place.type;
+    update.step = count.place.data;
+    update.step_type = count.place.type;
   } else {
-    step = read_count(plan.step, place, kStepName) + 1;
-    // A float32 count would stand still at 2^24. From there on another tensor counts.
-    if (step > largest_count(place.type)) replace_with(torch_.in_double(plan.step));
-    memory_.plan.count_step(list, place, step);
+    step = count_on_host(plan, list, count) + 1;
   }
-  memory_.plan.add_step_place(place);
+  memory_.plan.add_step_place(count.place);
+}
+
+// Of a parameter whose steps are counted, the count is where they are.
+void Step::plan_averaged_count(ParamPlan& plan, DeviceUpdates& list, Update& update,
+                               int64_t& averaged) {
+  Count count{kAveragedKey, "state 'ema_step'", plan.averaged};
+  count.place = find_count(count.tensor, count.name);
+  const bool is_left = plan.step != nullptr ? update.step != nullptr : may_leave_counts(plan, list);
+  place_count(plan, list, count, is_left);
+  if (is_left) {
+    update.derives = true;
+    update.averaged = count.place.data;
+    update.averaged_type = count.place.type;
+  } else {
+    averaged = count_on_host(plan, list, count);
+  }
+}
+
+// Whether only the device will know whether this step counts.
+bool Step::may_leave_counts(const ParamPlan& plan, const DeviceUpdates& list) {
+  return list.engine->is_asynchronous() &&
+         (group_of(plan).capturable || amp_.may_skip() || clipping_.options().skips_nonfinite);
+}
+
+// A count that is left to the device goes there, and stays.
+void Step::place_count(ParamPlan& plan, const DeviceUpdates& list, Count& count, bool is_left) {
+  const Device& device = list.execution.device;
+  if (is_left && count.place.device.type == DeviceType::kCpu && count.place.device != device) {
+    if (group_of(plan).capturable) {
+      throw Refusal(Refusal::kAssertion, std::string("capturable=True needs ") + count.name +
+                                             " on the parameter's device");
+    }
+    replace(plan, count, torch_.to_device(count.tensor, memory_.tensors_of(plan)[kParam]));
+  }
+  if (count.place.device != (is_left ? device : Device{})) {
+    throw Refusal(Refusal::kRuntime, count.name + std::string(" must be on ") +
+                                         (is_left ? "the parameter's device" : "the CPU"));
+  }
+}
+
+// The count before this step. A float32 count would stand still at 2^24; from there on another
+// tensor counts.
+int64_t Step::count_on_host(ParamPlan& plan, DeviceUpdates& list, Count& count) {
+  if (!is_count(load_number(count.place.data, count.place.type))) {
+    refuse_count(count.tensor, count.name);
+  }
+  const int64_t before = load_count(count.place.data, count.place.type);
+  if (before + 1 > largest_count(count.place.type)) {
+    replace(plan, count, torch_.in_double(count.tensor));
+  }
+  memory_.plan.count_step(list, count.place, before + 1);
+  return before;
+}
+
+void Step::replace(ParamPlan& plan, Count& count, py::object tensor) {
+  count.tensor = memory_.keep.steal(tensor.release().ptr());
+  state_.replace(plan, count.key, count.tensor);
+  count.place = find_count(count.tensor, count.name);
+  is_stale_ = true;
 }
 
 // What follows the step. Comes after the options, which may have been fetched from a device.
-void Step::plan_epilogue(ParamPlan& plan, DeviceUpdates& list, Update& update) {
+void Step::plan_epilogue(const ParamPlan& plan, DeviceUpdates& list, Update& update,
+                         int64_t averaged) {
   const GroupPlan& group = group_of(plan);
-  if (!list.engine->has_epilogue()) {
-    throw Refusal(Refusal::kNotImplemented,
-                  "l1 and ema_decay need parameters on the CPU so far; this one is on another "
-                  "device");
-  }
-  Epilogue epilogue{.l1_threshold = group.epilogue.l1_threshold(group.hyper->lr())};
+  const double lr = update.derives ? 1 : group.hyper->lr();
+  Epilogue epilogue{.l1_threshold = group.epilogue.l1_threshold(lr)};
   const auto operands = memory_.operands_of(plan).first(plan.operand_count);
   for (size_t k = kFirstState; k < operands.size(); ++k) {
     if (operands[k].role != rule_.info.role_of_average()) continue;
     check_average(plan, k);
     epilogue.average = static_cast<uint32_t>(k);
-    const bool is_first = !operands[k].is_read();
-    const int64_t averaged =
-        plan.averaged == nullptr ? 0 : plan_averaged_count(plan, list, is_first);
-    epilogue.average_weight = group.epilogue.average_weight(averaged);
+    epilogue.average_weight = plan.begins_average ? 1 : group.epilogue.average_weight(averaged);
   }
+  // No average is of a step that is skipped.
+  if (plan.begins_average) host_must_know_ = true;
   update.epilogue = list.updates.add(epilogue);
 }
 
@@ -335,17 +369,6 @@ void Step::check_average(const ParamPlan& plan, size_t operand) const {
   if (format == Format::kFloat32 || format == Format::kFloat64) return;
   const std::string name = name_of(memory_.operands_of(plan)[operand]);
   throw Refusal(Refusal::kValue, name + " must be of dtype float32 or float64");
-}
-
-// How many the average is of so far. Counts on by one.
-int64_t Step::plan_averaged_count(const ParamPlan& plan, DeviceUpdates& list, bool is_first) {
-  const NumberPlace place = find_count(plan.averaged, kAveragedName);
-  if (place.device.type != DeviceType::kCpu) {
-    throw Refusal(Refusal::kRuntime, kAveragedName + std::string(" must be on the CPU"));
-  }
-  const int64_t averaged = is_first ? 0 : read_count(plan.averaged, place, kAveragedName);
-  memory_.plan.count_step(list, place, averaged + 1);
-  return averaged;
 }
 
 // An engine that the host does not wait for may skip the step, so torch writes what its new states
@@ -369,9 +392,9 @@ DeviceUpdates& Step::list_for(const Device& device) {
   return memory_.plan.begin(engine_for(device), execution, rule_.info.index);
 }
 
-void Step::check_capture(const ParamPlan& plan) const {
-  const bool counts_steps = memory_.groups[static_cast<size_t>(plan.group_index)].counts_steps;
-  if (counts_steps && !memory_.groups[static_cast<size_t>(plan.group_index)].capturable) {
+void Step::check_capture(const ParamPlan& plan) {
+  const bool counts = plan.step != nullptr || plan.averaged != nullptr;
+  if (counts && !group_of(plan).capturable) {
     const py::handle create_state(state_.creator());
     throw Refusal(
         Refusal::kRuntime,
@@ -379,7 +402,7 @@ void Step::check_capture(const ParamPlan& plan) const {
             to_string(create_state.attr("__self__").attr("__class__").attr("__name__").ptr()) +
             " but param_groups' capturable is False.");
   }
-  if (plan.is_fresh) {
+  if (plan.has_new_states()) {
     throw Refusal(Refusal::kRuntime,
                   "its state does not exist yet, and a graph that creates it would do so at every "
                   "replay; call step() once before capturing");
@@ -449,11 +472,6 @@ NumberPlace Step::find_count(PyObject* tensor, const char* name) const {
   const auto place = to_number_place(described);
   if (!place) refuse_count(tensor, name);
   return *place;
-}
-
-int64_t Step::read_count(PyObject* tensor, const NumberPlace& place, const char* name) const {
-  if (!is_count(load_number(place.data, place.type))) refuse_count(tensor, name);
-  return load_count(place.data, place.type);
 }
 
 uint32_t Step::options_for(GroupPlan& group, DeviceUpdates& list) {

@@ -40,8 +40,8 @@ class Step {
   void plan_draws(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step);
   void plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t step);
   void plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step);
-  void plan_epilogue(ParamPlan& plan, DeviceUpdates& list, Update& update);
-  int64_t plan_averaged_count(const ParamPlan& plan, DeviceUpdates& list, bool is_first);
+  void plan_averaged_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& averaged);
+  void plan_epilogue(const ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t averaged);
   void check_average(const ParamPlan& plan, size_t operand) const;
   void plan_new_states(const ParamPlan& plan, const DeviceUpdates& list);
   void finish_list(DeviceUpdates& list);
@@ -51,10 +51,19 @@ class Step {
   void measure();
 
   DeviceUpdates& list_for(const Device& device);
-  void check_capture(const ParamPlan& plan) const;
-  // Of the state 'step', or of another one that counts.
+  void check_capture(const ParamPlan& plan);
+  // A state that counts: one number.
+  struct Count {
+    PyObject* key;
+    const char* name;
+    PyObject*& tensor;  // of the plan
+    NumberPlace place = {};
+  };
   NumberPlace find_count(PyObject* tensor, const char* name) const;
-  int64_t read_count(PyObject* tensor, const NumberPlace& place, const char* name) const;
+  void replace(ParamPlan& plan, Count& count, py::object tensor);
+  bool may_leave_counts(const ParamPlan& plan, const DeviceUpdates& list);
+  void place_count(ParamPlan& plan, const DeviceUpdates& list, Count& count, bool is_left);
+  int64_t count_on_host(ParamPlan& plan, DeviceUpdates& list, Count& count);
   uint32_t options_for(GroupPlan& group, DeviceUpdates& list);
   GroupPlan& group_of(const ParamPlan& plan) {
     return memory_.groups[static_cast<size_t>(plan.group_index)];

@@ -55,6 +55,7 @@ struct ParamPlan {
   uint8_t operand_count = 0;     // of the update
   uint8_t tensor_count = 0;      // scales included, which come last
   bool is_fresh = false;         // a state of the rule did not exist
+  bool begins_average = false;   // of which this step is the first
   Part part = {};                // of a DTensor, where it matters for how it is stored
   DeviceUpdates* list = nullptr;
 

@@ -39,9 +39,6 @@ class Engine {
   // what it is then made is passed to every run(), also of later steps.
   virtual void prepare(const UpdateList&, const Execution&, std::unique_ptr<EngineMemory>&) {}
 
-  // Whether it does what follows a step (core/epilogue.h).
-  virtual bool has_epilogue() const { return false; }
-
   // Adds the squares of tensors, unscaled as run() unscales gradients, to sums that the host has
   // when this returns. Reads only, and may throw. `memory` is that of prepare().
   virtual void measure(SquareList&, const Prologue&, const Execution&,

@@ -27,10 +27,10 @@ struct Update {
   uint8_t operand_count = 0;
   uint8_t dim_count = 0;   // of the walk; 0: one run
   bool in_double = false;  // the type of the arithmetic
-  bool derives = false;    // the engine derives the scalars, and counts the step
+  bool derives = false;    // the engine derives the scalars, and counts
   // One run, all states in one format, all operands hold something, nothing follows the step.
   bool is_plain = true;
-  NumberType step_type = NumberType::kFloat32;
+  NumberType step_type = NumberType::kFloat32, averaged_type = NumberType::kFloat64;
   uint16_t variant = 0;       // options resolved outside the element loop
   FormatMix formats;          // if it is plain
   uint32_t scalars = 0;       // position of the scalars or, where it derives them, of the options
@@ -38,9 +38,14 @@ struct Update {
   uint32_t epilogue = kNone;  // position of what follows the step
   uint32_t walk = 0;          // position of the walk's numbers in the list
   int64_t numel = 0;
-  int64_t first = 0;     // position of its first element among those of its round
-  uint32_t source = 0;   // position in the order in which the updates were added
-  void* step = nullptr;  // where it derives: the count in the device's memory, if the rule has one
+  int64_t first = 0;    // position of its first element among those of its round
+  uint32_t source = 0;  // position in the order in which the updates were added
+  // Where it derives: the counts in the device's memory, if there are any, of steps and of what has
+  // been averaged.
+  void* step = nullptr;
+  void* averaged = nullptr;
+
+  bool counts() const { return step != nullptr || averaged != nullptr; }
 };
 
 // Updates of which none touches memory that another one writes.

@@ -55,8 +55,6 @@ class CpuEngine final : public Engine {
  public:
   bool is_asynchronous() const override { return false; }
 
-  bool has_epilogue() const override { return true; }
-
   void measure(SquareList& gradients, const Prologue& prologue, const Execution& execution,
                std::unique_ptr<EngineMemory>&, std::span<ExactSum> sums) override {
     sum_squares(selected_isa(), gradients, prologue.grad_scale, execution.max_threads, sums);

@@ -85,7 +85,7 @@ class Block {
       isa_.decode[in_double_][static_cast<size_t>(format)](stored_block(kParam, first),
                                                            numbers_[kParam], n);
     }
-    if (operands_[k].is_read() && epilogue_->average_weight != 1) {
+    if (epilogue_->average_weight != 1) {
       isa_.average[in_double_](numbers_[k], numbers_[kParam], epilogue_->average_weight, n);
     } else {
       const size_t size = size_of(arithmetic_format(in_double_));

@@ -21,7 +21,7 @@ template <class Rule>
 struct Shared {
   KernelScalars<Rule, float> in_float;
   KernelScalars<Rule, double> in_double;
-  bool counts_steps;  // this block is the last that needed the old step counts
+  bool counts;  // this block is the last that needed the old counts
 
   FUSEDOPT_FN void get(KernelScalars<Rule, float>& scalars) const { scalars = in_float; }
   FUSEDOPT_FN void get(KernelScalars<Rule, double>& scalars) const { scalars = in_double; }
@@ -34,6 +34,7 @@ struct SharedOfGroups : Shared<Rule> {
   Entry entry;
   uint64_t places[ExtraPlaces(kOperandsOf<Rule>).count];
   int64_t step;  // its count, where the device has it
+  Epilogue epilogue;
   // Of each warp, for a group of the widest format.
   alignas(kPackBytes) std::byte stages[kThreads / kWarpSize][kGroup * sizeof(double)];
 
@@ -145,12 +146,13 @@ class Block {
       derive(shared);
     } else if constexpr (has_any_formats) {
       copy_scalars(shared);
+      shared.epilogue = derive_epilogue(1);
     }
   }
 
   // The part of every thread.
   FUSEDOPT_FN void run(unsigned thread, Shared& shared) const {
-    if (kind_.derives && shared.counts_steps) count_steps(thread);
+    if (kind_.derives && shared.counts) count(thread);
     if constexpr (has_any_formats) {
       if constexpr (kind == KernelKind::kAnyFormatsInDouble) {
         if (kind_.in_double) return update_groups<double>(thread, shared);
@@ -169,22 +171,40 @@ class Block {
 
  private:
   FUSEDOPT_FN void derive(Shared& shared) const {
-    const void* const count = field<void*>(offsetof(Entry, step));
-    const int64_t step = count == nullptr ? 0 : load_count(count, kind_.step_type) + 1;
+    const void* const steps = field<void*>(offsetof(Entry, step));
+    const int64_t step = steps == nullptr ? 0 : load_count(steps, kind_.step_type) + 1;
     const uint32_t first = field<uint32_t>(offsetof(Entry, scalars));
     const auto load = [&](uint32_t n) {
       return read<OptionValue>(table_, first + n * static_cast<uint32_t>(sizeof(OptionValue)));
     };
     ReplayedOptions options(load);
     const auto hyper = Rule::read(options);
-    if constexpr (has_any_formats) shared.step = step;
+    bool has_counts = steps != nullptr;
+    if constexpr (has_any_formats) {
+      shared.step = step;
+      shared.epilogue = derive_epilogue(hyper.lr);
+      has_counts = has_counts || place(entry_, kExtra.averaged) != 0;
+    }
     if (kind_.in_double) {
       shared.in_double = clipped(derive_scalars<double, Rule>(hyper, step));
     } else {
       shared.in_float = clipped(derive_scalars<float, Rule>(hyper, step));
     }
-    shared.counts_steps =
-        count != nullptr && arrive(table_.header.arrivals) + 1 == table_.header.counting_blocks;
+    shared.counts =
+        has_counts && arrive(table_.header.arrivals) + 1 == table_.header.counting_blocks;
+  }
+
+  // What follows the step, for the learning rate where the host did not know it.
+  FUSEDOPT_FN Epilogue derive_epilogue(double lr) const {
+    const uint64_t at = place(entry_, kExtra.epilogue);
+    if (at == 0) return {};
+    auto epilogue = read<Epilogue>(table_, static_cast<uint32_t>(at));
+    epilogue.l1_threshold = lr * epilogue.l1_threshold;
+    const auto* const averaged = reinterpret_cast<const void*>(place(entry_, kExtra.averaged));
+    if (averaged != nullptr) {
+      epilogue.average_weight = weight_in_mean(load_count(averaged, kind_.averaged_type));
+    }
+    return epilogue;
   }
 
   FUSEDOPT_FN void copy_scalars(Shared& shared) const {
@@ -206,11 +226,15 @@ class Block {
 
   FUSEDOPT_FN void copy_entry(unsigned thread, Shared& shared) const {
     if (thread == 0) shared.entry = read<Entry>(table_, entry_);
-    constexpr auto place_size = static_cast<uint32_t>(sizeof(uint64_t));
     for (unsigned p = thread; p < std::size(shared.places); p += kThreads) {
-      const auto offset = static_cast<uint32_t>(sizeof(Entry)) + p * place_size;
-      shared.places[p] = read<uint64_t>(table_, entry_ + offset);
+      shared.places[p] = place(entry_, p);
     }
+  }
+
+  // Of an entry, by its offset.
+  FUSEDOPT_FN uint64_t place(uint32_t entry, unsigned p) const {
+    constexpr auto size = static_cast<uint32_t>(sizeof(uint64_t));
+    return read<uint64_t>(table_, entry + static_cast<uint32_t>(sizeof(Entry)) + p * size);
   }
 
   template <class Field>
@@ -218,11 +242,14 @@ class Block {
     return read<Field>(table_, entry_ + static_cast<uint32_t>(offset));
   }
 
-  FUSEDOPT_FN void count_steps(unsigned thread) const {
+  FUSEDOPT_FN void count(unsigned thread) const {
     for (uint32_t e = thread; e < table_.header.entry_count; e += kThreads) {
       const auto entry = read<Entry>(table_, e * kEntrySize);
-      if (entry.step == nullptr) continue;
-      count_on(entry.step, entry.kind.step_type);
+      if (entry.step != nullptr) count_on(entry.step, entry.kind.step_type);
+      if constexpr (has_any_formats) {
+        auto* const averaged = reinterpret_cast<void*>(place(e * kEntrySize, kExtra.averaged));
+        if (averaged != nullptr) count_on(averaged, entry.kind.averaged_type);
+      }
     }
     if (thread == 0) *table_.header.arrivals = 0;
   }
@@ -264,8 +291,8 @@ class Block {
     const int64_t begin = chunk_ * chunk_size;
     const int64_t numel = shared.entry.numel;
     const int64_t end = numel < begin + chunk_size ? numel : begin + chunk_size;
-    const GroupContext<TableOf> context{table_, shared.entry, shared.places, shared.stages[warp],
-                                        shared.step};
+    const GroupContext<TableOf> context{table_,          shared.entry,        shared.places,
+                                        shared.epilogue, shared.stages[warp], shared.step};
 #pragma unroll 1
     for (int64_t first = begin + warp * kGroup; first < end; first += warps * kGroup) {
       Group<Rule, T, TableOf>(context, thread, first).update(shared.scalars_in(T{}));
@@ -353,6 +380,7 @@ class Block {
   }
 
   static constexpr uint32_t kEntrySize = entry_size(kOperandsOf<Rule>, has_any_formats);
+  static constexpr ExtraPlaces kExtra{kOperandsOf<Rule>};
 
   const TableOf& table_;
   uint32_t entry_;  // its offset

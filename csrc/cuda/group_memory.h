@@ -35,8 +35,9 @@ struct GroupContext {
   const TableOf& table;
   const Entry& entry;      // copies of what the table has
   const uint64_t* places;  // behind it
-  std::byte* stage;        // of the warp: room for a group of any format, shared by its lanes
-  int64_t step;            // its count, where the device has it
+  const Epilogue& epilogue;
+  std::byte* stage;  // of the warp: room for a group of any format, shared by its lanes
+  int64_t step;      // its count, where the device has it
 };
 
 // The operands of a rule, in one group of one update.
@@ -54,9 +55,10 @@ class GroupMemory {
 
   FUSEDOPT_GROUP_FN const Warp& warp() const { return warp_; }
   FUSEDOPT_GROUP_FN const Kind& kind() const { return context_.entry.kind; }
-  // Of a role; kNoFormat if the update does not use it.
-  FUSEDOPT_GROUP_FN Format format(unsigned role) const {
-    return format_of(context_.entry.formats, role);
+  FUSEDOPT_GROUP_FN const Epilogue& epilogue() const { return context_.epilogue; }
+  // Of a role, or of the average by its place; kNoFormat if the update has no such operand.
+  FUSEDOPT_GROUP_FN Format format(unsigned place) const {
+    return format_of(context_.entry.formats, place);
   }
   // How many elements it has, of kGroup at most.
   FUSEDOPT_GROUP_FN unsigned size() const { return size_; }
@@ -204,13 +206,13 @@ class GroupMemory {
   // How many operands of the update are ahead of one in its walk. A remainder is the last.
   FUSEDOPT_GROUP_FN unsigned position_of(unsigned place) const {
     unsigned position = 0;
-    for (unsigned role = 0; role < operands; ++role) {
-      position += role < place && format(role) != kNoFormat;
+    for (unsigned p = 0; p < kExtra.remainder; ++p) {
+      position += p < place && format(p) != kNoFormat;
     }
     return position;
   }
   FUSEDOPT_GROUP_FN unsigned operand_count() const {
-    return position_of(operands) + (format(kParam) == Format::kMasterBFloat16);
+    return position_of(kExtra.remainder) + (format(kParam) == Format::kMasterBFloat16);
   }
 
   struct Words {

@@ -36,11 +36,13 @@ class Group {
     for_each_role([&]<size_t role>() {
       if (role != kGrad || grad_scale_ != nullptr) encode<role>();
     });
+    if (memory_.format(kAveragePlace) != kNoFormat) average();
   }
 
  private:
   static constexpr unsigned kOperands = kOperandsOf<Rule>;
   using Memory = GroupMemory<kOperands, TableOf>;
+  static constexpr unsigned kAveragePlace = Memory::kExtra.average;
 
   struct Numbers {
     T of[kOperands][kLaneElements];
@@ -146,12 +148,16 @@ class Group {
   FUSEDOPT_GROUP_FN void compute_variant(const Scalars& scalars, std::index_sequence<state...>) {
     const bool has_l2_penalty = (memory_.kind().variant & kL2Penalty) != 0;
     const T divisor = grad_scale_ != nullptr ? static_cast<T>(*grad_scale_) : T(1);
+    const double l1_threshold = memory_.epilogue().l1_threshold;
     memory_.warp().run([&](unsigned lane) {
       auto& of = numbers_.of(lane).of;
       for (unsigned e = 0; e < kLaneElements; ++e) {
         if (grad_scale_ != nullptr) of[kGrad][e] = unscale(of[kGrad][e], divisor);
         update_element<Rule, variant>(of[kParam][e], of[kGrad][e], has_l2_penalty, scalars,
                                       of[kFirstState + state][e]...);
+        if (l1_threshold != 0) {
+          of[kParam][e] = shrink(of[kParam][e], static_cast<T>(l1_threshold));
+        }
       }
     });
   }
@@ -256,6 +262,41 @@ class Group {
         const float within = within_scale(static_cast<float>(number), of_group);
         return static_cast<uint8_t>(CodeOf<role>::encode(within * factors.shift, factors.inverse));
       });
+    }
+  }
+
+  // ---- what follows ----
+  // Of the parameter as it is stored by now, which takes decoding it once more where that rounds.
+  // Every lane reads what it has written itself.
+  FUSEDOPT_GROUP_FN void average() {
+    constexpr Format of_numbers = sizeof(T) == sizeof(double) ? Format::kFloat64 : Format::kFloat32;
+    if (memory_.format(kParam) != of_numbers) decode<kParam>();
+    if (memory_.format(kAveragePlace) == Format::kFloat64) return average_in<Format::kFloat64>();
+    average_in<Format::kFloat32>();
+  }
+
+  template <Format format>
+  FUSEDOPT_GROUP_FN void average_in() {
+    if constexpr (kOccurs<format>) {
+      using Codec = CodecOf<format>;
+      constexpr auto size = static_cast<unsigned>(size_of(format));
+      const bool is_staged = !memory_.has_packs(kAveragePlace, size);
+      if (is_staged) memory_.bring(kAveragePlace, size);
+      PerLane<Elements<typename Codec::Stored>> averages;
+      memory_.load(kAveragePlace, is_staged, averages);
+      const double weight = memory_.epilogue().average_weight;
+      memory_.warp().run([&](unsigned lane) {
+        for (unsigned e = 0; e < kLaneElements; ++e) {
+          auto& stored = averages.of(lane).of[e];
+          const T param = numbers_.of(lane).of[kParam][e];
+          const T before = Codec::template decode<T>(stored);
+          stored = Codec::encode(
+              weight == 1 ? param : fusedopt::average(before, param, static_cast<T>(weight)));
+        }
+      });
+      if (is_staged) memory_.begin_staging();
+      memory_.store(kAveragePlace, is_staged, averages);
+      if (is_staged) memory_.take_away(kAveragePlace, size);
     }
   }
 

@@ -31,15 +31,34 @@ uint8_t head_of(Operands operands) {
                               size_of(operands[kParam].format));
 }
 
-uint32_t formats_by_role(Operands operands) {
-  uint32_t formats = ~0u;
-  for (const Operand& operand : operands) {
-    if (operand.format == Format::kRemainder) continue;  // the parameter's format says it
-    const unsigned shift = kFormatBits * operand.role;
-    formats ^= (static_cast<uint32_t>(kNoFormat) ^ static_cast<uint32_t>(operand.format)) << shift;
+// Where the operands of an update are in a table for any formats.
+class Places {
+ public:
+  Places(const UpdateList& list, const Update& update, const ExtraPlaces& extra)
+      : operands_(list.operands(update)), epilogue_(list.epilogue(update)), extra_(extra) {}
+
+  unsigned operator[](size_t k) const {
+    if (operands_[k].format == Format::kRemainder) return extra_.remainder;
+    const bool is_average = epilogue_ != nullptr && k != kParam && epilogue_->average == k;
+    return is_average ? extra_.average : operands_[k].role;
   }
-  return formats;
-}
+
+  uint32_t formats() const {
+    uint32_t formats = ~0u;
+    for (size_t k = 0; k < operands_.size(); ++k) {
+      const Format format = operands_[k].format;
+      if (format == Format::kRemainder) continue;  // the parameter's format says it
+      const unsigned shift = kFormatBits * (*this)[k];
+      formats ^= (static_cast<uint32_t>(kNoFormat) ^ static_cast<uint32_t>(format)) << shift;
+    }
+    return formats;
+  }
+
+ private:
+  Operands operands_;
+  const Epilogue* epilogue_;
+  ExtraPlaces extra_;
+};
 
 // What a block updates.
 uint32_t chunk_of(const Kind& kind, bool has_any_formats) {
@@ -47,18 +66,18 @@ uint32_t chunk_of(const Kind& kind, bool has_any_formats) {
   return chunk_elements(has_any_formats ? kLaneElements : kPackBytes / size);
 }
 
-uint32_t chunks_of(const Entry& entry, int64_t chunk) {
+uint32_t chunks_of(const Entry& entry, bool counts, int64_t chunk) {
   const int64_t head = entry.kind.head == kNoAlignedPacks ? 0 : entry.kind.head;
   const int64_t beyond_first = std::max<int64_t>(entry.numel - head - chunk, 0);
-  // An empty tensor whose step is counted has a block to do that.
-  const bool has_first = entry.numel > 0 || entry.step != nullptr;
+  // An empty tensor for which the device counts has a block to do that.
+  const bool has_first = entry.numel > 0 || counts;
   return static_cast<uint32_t>(has_first + (beyond_first + chunk - 1) / chunk);
 }
 
 // By rule.
 constexpr auto kOperandCounts = AllRules::map([]<class Rule>() { return kOperandsOf<Rule>; });
 constexpr unsigned kMostOfARule = *std::max_element(kOperandCounts.begin(), kOperandCounts.end());
-static_assert(kMostOfARule * kFormatBits <= 32);
+static_assert((ExtraPlaces(kMostOfARule).average + 1) * kFormatBits <= 32);
 constexpr unsigned kMostPlaces = ExtraPlaces(kMostOfARule).count;
 static_assert(sizeof(void*) == sizeof(uint64_t));
 
@@ -66,8 +85,9 @@ static_assert(sizeof(void*) == sizeof(uint64_t));
 
 bool needs_any_formats(const UpdateList& list, const Round& round) {
   const auto updates = list.updates_of(round);
-  return std::any_of(updates.begin(), updates.end(),
-                     [&](const Update& update) { return !is_usual(list.operands(update)); });
+  return std::any_of(updates.begin(), updates.end(), [&](const Update& update) {
+    return update.epilogue != Update::kNone || !is_usual(list.operands(update));
+  });
 }
 
 void LaunchPlan::build(const UpdateList& list, const Round& round) {
@@ -93,6 +113,7 @@ void LaunchPlan::build(const UpdateList& list, const Round& round) {
 void LaunchPlan::append_entry(const UpdateList& list, const Update& update, uint32_t scalars_at,
                               uint32_t walks_at) {
   const Operands operands = list.operands(update);
+  const ExtraPlaces extra(kOperandCounts[list.rule()]);
   static_assert(kHoldsEveryVariant<decltype(Kind::variant)>);
   Entry entry{
       .step = update.step,
@@ -100,7 +121,7 @@ void LaunchPlan::append_entry(const UpdateList& list, const Update& update, uint
       .first_chunk = header_.chunk_count,
       .scalars = scalars_at + update.scalars * static_cast<uint32_t>(sizeof(double)),
       .walk = walks_at + update.walk * static_cast<uint32_t>(sizeof(int64_t)),
-      .formats = has_any_formats_ ? formats_by_role(operands) : 0,
+      .formats = has_any_formats_ ? Places(list, update, extra).formats() : 0,
       .kind =
           {
               .format = static_cast<uint8_t>(operands[kParam].format),
@@ -109,6 +130,7 @@ void LaunchPlan::append_entry(const UpdateList& list, const Update& update, uint
               .head = kNoAlignedPacks,
               .dim_count = update.dim_count,
               .step_type = update.step_type,
+              .averaged_type = update.averaged_type,
               .derives = update.derives,
           },
   };
@@ -116,9 +138,10 @@ void LaunchPlan::append_entry(const UpdateList& list, const Update& update, uint
   append(&entry, sizeof entry);
   append_places(list, update, scalars_at);
   computes_in_double_ = computes_in_double_ || update.in_double;
-  const uint32_t chunks = chunks_of(entry, chunk_of(entry.kind, has_any_formats_));
+  const uint32_t chunk = chunk_of(entry.kind, has_any_formats_);
+  const uint32_t chunks = chunks_of(entry, update.counts(), chunk);
   header_.chunk_count += chunks;
-  if (entry.step != nullptr) header_.counting_blocks += chunks;
+  if (update.counts()) header_.counting_blocks += chunks;
 }
 
 // What comes behind an entry.
@@ -134,14 +157,18 @@ void LaunchPlan::append_places(const UpdateList& list, const Update& update, uin
     for (size_t k = 0; k < operands.size(); ++k) set(k, operands[k].data);
     return append(places, operand_count * sizeof *places);
   }
-  for (const Operand& operand : operands) {
-    const bool is_remainder = operand.format == Format::kRemainder;
-    set(is_remainder ? extra.remainder : operand.role, operand.data);
+  const Places place_of(list, update, extra);
+  for (size_t k = 0; k < operands.size(); ++k) {
+    const Operand& operand = operands[k];
+    set(place_of[k], operand.data);
     if (is_scaled(operand.format)) set(extra.scales + operand.role - kFirstState, operand.scales);
   }
-  if (update.draws != Update::kNone) {
-    places[extra.draws] = scalars_at + update.draws * sizeof(double);
-  }
+  const auto set_offset = [&](size_t place, uint32_t position) {
+    if (position != Update::kNone) places[place] = scalars_at + position * sizeof(double);
+  };
+  set_offset(extra.draws, update.draws);
+  set_offset(extra.epilogue, update.epilogue);
+  set(extra.averaged, update.averaged);
   append(places, extra.count * sizeof *places);
 }
 

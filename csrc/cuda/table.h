@@ -7,6 +7,7 @@
 #include <iterator>
 #include <type_traits>
 
+#include "core/epilogue.h"
 #include "core/number.h"
 #include "core/operand.h"
 #include "core/prologue.h"
@@ -25,7 +26,7 @@ struct alignas(8) Kind {
   uint8_t variant;
   uint8_t head;       // elements ahead of the first aligned pack, or kNoAlignedPacks
   uint8_t dim_count;  // of the dimensions to walk; 0: one run
-  NumberType step_type;
+  NumberType step_type, averaged_type;
   bool derives;
 };
 
@@ -37,31 +38,35 @@ struct Entry {
   uint32_t first_chunk;  // the chunks of all entries are numbered through, one per block
   uint32_t scalars;      // offset of the scalars or, where the kernel derives them, of the options
   uint32_t walk;         // offset of the numbers of a Walk
-  uint32_t formats;      // by role, kFormatBits each, in a table for any formats
+  uint32_t formats;      // by place, kFormatBits each, in a table for any formats
   Kind kind;
 };
 
 constexpr unsigned kFormatBits = 4;
-// Of a state that the update does not use.
+// Of an operand that the update does not have.
 constexpr auto kNoFormat = static_cast<Format>((1u << kFormatBits) - 1);
-FUSEDOPT_FN constexpr Format format_of(uint32_t formats, unsigned role) {
-  return static_cast<Format>(formats >> (kFormatBits * role) & ((1u << kFormatBits) - 1));
+FUSEDOPT_FN constexpr Format format_of(uint32_t formats, unsigned place) {
+  return static_cast<Format>(formats >> (kFormatBits * place) & ((1u << kFormatBits) - 1));
 }
 
-// The most operands that an update of a rule has, without a remainder.
+// The most operands that an update of a rule has, without an average and a remainder.
 template <class Rule>
 constexpr unsigned kOperandsOf = kFirstState + Rule::kStates.size();
 
 // What an entry of a table for any formats has behind the addresses of its operands, counted in
-// places of an address: the remainder, the scales of each state, and the offset of its Draws.
+// places of an address: the average, the remainder, the scales of each state, the offsets of its
+// Draws and of its Epilogue, or 0, and the count of what the average is of.
 struct ExtraPlaces {
-  unsigned remainder, scales, draws, count;
+  unsigned average, remainder, scales, draws, epilogue, averaged, count;
 
   FUSEDOPT_FN constexpr explicit ExtraPlaces(unsigned operands)
-      : remainder(operands),
-        scales(operands + 1),
+      : average(operands),
+        remainder(average + 1),
+        scales(remainder + 1),
         draws(scales + operands - kFirstState),
-        count(draws + 1) {}
+        epilogue(draws + 1),
+        averaged(epilogue + 1),
+        count(averaged + 1) {}
 };
 
 // What an entry takes in the tables of a rule.
@@ -78,12 +83,12 @@ struct LaunchHeader {
   uint32_t chunk_count;
 };
 
-// Of a step. The arrivals are those of blocks that have read their step count.
+// Of a step. The arrivals are those of blocks that have read their counts.
 struct TableHeader : LaunchHeader {
   const float* grad_scale;
   const float* found_inf;
   const Decision* decision;
-  uint32_t counting_blocks;  // how many have a step count to read
+  uint32_t counting_blocks;  // how many have a count to read
 };
 
 // The sections are the entries, at offset 0, then scalars and options, then walks.

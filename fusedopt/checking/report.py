@@ -11,7 +11,7 @@ from rich.table import Table
 from fusedopt import _native
 from fusedopt.checking.cases import CASES, DTYPES
 from fusedopt.checking.norms import verify_norms
-from fusedopt.checking.stored import EPILOGUES, STORAGES, verify_storage
+from fusedopt.checking.stored import STORAGES, verify_storage
 from fusedopt.checking.verify import Result, default_thread_counts, targets, verify_case
 
 if TYPE_CHECKING:
@@ -45,14 +45,12 @@ def _dtype_jobs() -> Jobs:
 def _storage_jobs() -> Jobs:
     """Those of fewer bytes and of what follows a step, with the fastest instruction set first."""
     isas = _native.available_isas()
-    others = targets()[len(isas) :]
-    everywhere, on_cpu = [*isas[::-1], *others], isas[::-1]
-    ways = [*((way, everywhere) for way in STORAGES), *((way, on_cpu) for way in EPILOGUES)]
+    where = [*isas[::-1], *targets()[len(isas) :]]
     return [
-        lambda case=case, storage=storage, where=where: verify_storage(  # type: ignore[misc]
+        lambda case=case, storage=storage: verify_storage(  # type: ignore[misc]
             case, storage, where, default_thread_counts()
         )
-        for storage, where in ways
+        for storage in STORAGES
         for case in CASES
     ]
 

@@ -54,6 +54,7 @@ _STOCHASTIC = {"stochastic_rounding": True, "seed": 5}
 _MASTER = {"master_weights": True}
 _AVERAGE = {"ema_decay": 0.9}
 
+# Fewer bytes, and what follows a step.
 STORAGES = (
     Storage(_F32, _BF16),
     Storage(_F32, _F32, {"state_bits": 16}),
@@ -72,10 +73,6 @@ STORAGES = (
     Storage(_BF16, _BF16, {**_MASTER, "state_bits": 32}),
     Storage(_BF16, _BF16, {**_MASTER, "state_bits": 16}),
     Storage(_BF16, _F64, {**_MASTER, "state_bits": 8}),
-)
-
-# What follows a step, which the CPU does.
-EPILOGUES = (
     Storage(_F32, _F32, {"l1": 0.2, **_AVERAGE}),
     Storage(_F64, _F64, {"l1": 0.2, "ema_decay": 1}),
     Storage(_F32, _F64, {"ema_decay": 0.2}),

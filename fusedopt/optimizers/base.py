@@ -102,7 +102,7 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
       no steps gets a state ``step`` for that.
 
     Two options of a group say what follows a step. They, too, are keys only where they are not
-    their defaults, and need parameters on the CPU so far.
+    their defaults.
 
     - ``l1``: a decoupled L1 penalty, ``param = sign(param) * max(abs(param) - lr * l1, 0)``, which
       makes parameters exactly zero (the proximal operator; Parikh, Boyd, 2014, section 6.5.2).
@@ -266,17 +266,16 @@ class FusedOptimizer(Clipping, Excursions, GroupOptions, torch.optim.Optimizer):
         self, name: str, param: torch.Tensor, group: dict[str, Any]
     ) -> torch.Tensor | tuple[torch.Tensor, float] | None:
         """Memory for :meth:`_create_state`, which says what is returned."""
-        if name == "step":
-            in_double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+        if name in ("step", epilogue.AVERAGED):
             # Where only the device knows whether, or how often, a step is carried out.
             on_device = group.get("capturable") or group.get("fused") or self._may_skip
+            device = param.device if on_device else torch.device("cpu")
+            if name == epilogue.AVERAGED:
+                return epilogue.new_count(device)
+            in_double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
             return torch.zeros(
-                (),
-                dtype=torch.float64 if in_double else torch.float32,
-                device=param.device if on_device else "cpu",
+                (), dtype=torch.float64 if in_double else torch.float32, device=device
             )
-        if name == epilogue.AVERAGED:
-            return epilogue.new_count()
         if name == epilogue.AVERAGE:
             return epilogue.empty_average(param), 0.0
         memory = storage.empty_state(name, param, group)

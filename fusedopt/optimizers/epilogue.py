@@ -31,19 +31,23 @@ def _is(value: Any, default: Any) -> bool:
     return value is default or (isinstance(value, (int, float)) and value == default)
 
 
-def converted(states: Mapping[str, Any], param: torch.Tensor) -> dict[str, torch.Tensor]:
+def converted(
+    states: Mapping[str, Any], param: torch.Tensor, group: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
     """The average and its count in their own dtypes, which torch does not keep when it loads them.
 
     Args:
         states: of one parameter.
         param: whose they are.
+        group: of the parameter.
 
     Returns:
         Those of both that have another dtype or device.
     """
+    on_device = group.get("capturable") or group.get("fused")
     own = {
         AVERAGE: (param.device, average_dtype(param)),
-        AVERAGED: (torch.device("cpu"), torch.float64),
+        AVERAGED: (param.device if on_device else torch.device("cpu"), torch.float64),
     }
     result = {}
     for name, (device, dtype) in own.items():
@@ -75,6 +79,6 @@ def empty_average(param: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(param, dtype=average_dtype(param))
 
 
-def new_count() -> torch.Tensor:
+def new_count(device: torch.device) -> torch.Tensor:
     """How many parameters an average is of: none so far."""
-    return torch.zeros((), dtype=torch.float64, device="cpu")
+    return torch.zeros((), dtype=torch.float64, device=device)

@@ -90,7 +90,7 @@ class Loading:
                     continue
                 for name, value in kept.items():
                     states[name] = value.tensor.to(param.device)
-                states.update(epilogue.converted(states, param))
+                states.update(epilogue.converted(states, param, group))
                 otherwise = param.dtype if is_usual(group) else None
                 is_converted |= convert(states, param, group, signs, otherwise)
         if is_converted:

@@ -14,7 +14,7 @@ import fusedopt
 from fusedopt import _native, reference
 from fusedopt.checking.cases import CASES, DTYPES
 from fusedopt.checking.rows import ROWS
-from fusedopt.checking.stored import EPILOGUES, STORAGES, Expected
+from fusedopt.checking.stored import STORAGES, Expected
 from fusedopt.checking.verify import (
     count_mismatches,
     gradients,
@@ -223,7 +223,7 @@ def test_step_has_the_bits_of_the_reference(case, dtype, scale):
     assert factors[0] == 1.0 > factors[2]
 
 
-@pytest.mark.parametrize("storage", [*STORAGES, *EPILOGUES], ids=str)
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_with_every_way_to_store(storage):
     """Fewer bytes, and gradients of another dtype than their parameter."""
     generator = np.random.default_rng(7)

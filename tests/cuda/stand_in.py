@@ -212,7 +212,7 @@ class Training:
         for param, twin in zip(self.params, self.twins, strict=True):
             readable(param).copy_(twin.detach())
             for name, value in self.twin.state[twin].items():
-                is_on_host = name == "step" and not capturable
+                is_on_host = name in ("step", "ema_step") and not capturable
                 self.optimizer.state[param][name] = (
                     value.clone() if is_on_host else self.memory.put(value)
                 )

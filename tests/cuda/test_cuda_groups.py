@@ -1,4 +1,4 @@
-"""Fewer bytes in the CUDA kernels' body, on the CPU: the reference's bits, wherever operands lie.
+"""Fewer bytes, and averages, in the CUDA kernels' body, on the CPU: the reference's bits.
 
 Warps update groups of 256 elements there, whose lanes the host runs one after the other.
 """
@@ -29,7 +29,7 @@ CODED = 4096
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
-# Each format of a parameter and of a state, and what a gradient may be beside them.
+# Each format of a parameter and of a state, and what a gradient may be beside them; averages.
 STORED = [
     (F32, F32, {"state_bits": 8}),
     (F32, BF16, {"state_bits": 16, "seed": 3}),
@@ -39,6 +39,10 @@ STORED = [
     (BF16, F64, {"master_weights": True, "state_bits": 16}),
     (BF16, F16, {"master_weights": True, "state_bits": 8}),
     (F16, F16, {"state_bits": 32}),
+    (F32, F32, {"ema_decay": 0.75, "l1": 0.25}),
+    (F64, F16, {"ema_decay": 1}),
+    (BF16, BF16, {"ema_decay": 0.9, "stochastic_rounding": True, "state_bits": 8, "l1": 0.25}),
+    (BF16, F32, {"ema_decay": 1, "master_weights": True}),
 ]
 each_storage = pytest.mark.parametrize(
     ("dtype", "grad_dtype", "options"),
@@ -110,7 +114,7 @@ def test_every_size_and_offset_around_groups_and_chunks(dtype, grad_dtype, optio
             assert_same(optimizer, param, other, twin)
             if step == 0:
                 for name, state in optimizer.state[param].items():
-                    if name != "step" and state.numel() == param.numel():
+                    if name != "step" and state.shape == param.shape:
                         optimizer.state[param][name] = place(state, offsets[0] + offsets[1])
     for guarded in guards:
         guarded.assert_untouched()
@@ -161,7 +165,7 @@ def test_one_launch_for_all_formats():
             launches = emulated.launches()
             ours.step()
             assert emulated.launches() == launches + 1
-            assert emulated.blocks() == 10 * (1 + 2)
+            assert emulated.blocks() == (len(STORED) + 2) * (1 + 2)
     for group, other in zip(ours.param_groups, theirs.param_groups, strict=True):
         for param, twin in zip(group["params"], other["params"], strict=True):
             assert_same(ours, param, theirs, twin)
@@ -266,5 +270,7 @@ def test_every_element_changes():
         param = parameter(torch.zeros(3 * CHUNK + 5, dtype=dtype))
         param.grad = torch.ones(param.shape, dtype=grad_dtype)
         with emulation():
-            fusedopt.SGD([param], lr=0.5, momentum=0.9, **options).step()
-        assert (param == -0.5).all()
+            optimizer = fusedopt.SGD([param], lr=0.5, momentum=0.9, **options)
+            optimizer.step()
+        assert (param == -0.5 + 0.5 * options.get("l1", 0)).all()
+        assert torch.equal(optimizer.state[param].get("ema", param).to(dtype), param)

@@ -24,7 +24,6 @@ from averaging import (
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fusedopt
-from emulation import emulation
 from fusedopt.checking.rows import ROWS
 from helpers import snapshot
 
@@ -251,16 +250,3 @@ def test_an_average_that_shares_memory():
         optimizer.state[param]["ema"] = other
         with pytest.raises(RuntimeError, match=f"{PLACE}, parameter 1: ema shares memory with"):
             optimizer.step()
-
-
-@pytest.mark.parametrize("options", [{"l1": 0.1}, {"ema_decay": 0.9}])
-def test_engines_that_cannot_say_so(options):
-    model, optimizer = stepped(steps=0, **options)
-    model.take_gradients(0)
-    before = snapshot(optimizer)
-    with (
-        emulation(),
-        pytest.raises(NotImplementedError, match=f"{PLACE}, parameter 0: l1 and ema_decay need"),
-    ):
-        optimizer.step()
-    assert snapshot(optimizer) == before

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import fusedopt
 from fusedopt.checking.cases import CASES
 from fusedopt.checking.rows import ROWS
-from fusedopt.checking.stored import EPILOGUES, STORAGES
+from fusedopt.checking.stored import STORAGES
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -37,7 +37,7 @@ def test_bits_of_every_case(case):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize(
-    "storage", [s for s in (*STORAGES, *EPILOGUES) if s.options and s.param == s.grad], ids=str
+    "storage", [s for s in STORAGES if s.options and s.param == s.grad], ids=str
 )
 def test_bits_however_states_are_stored(row, storage):
     """Random bits are those of the parameter's number, whichever is stepped first."""

@@ -88,6 +88,9 @@ void add_update(const UpdateList& list, const Update& update, Footprint& footpri
   if (update.step != nullptr) {
     to.push_back(one_number("a step count", update.step, update.step_type, true));
   }
+  if (update.averaged != nullptr) {
+    to.push_back(one_number("a count of averages", update.averaged, update.averaged_type, true));
+  }
   for (const OptionValue& option : options_of(list, update)) {
     if (option.source == nullptr) continue;
     to.push_back(one_number("an option", option.source, option.type, false));
@@ -160,9 +163,8 @@ Footprint footprint_of(const UpdateList& list, const Round& round) {
 
 bool is_launched(const UpdateList& list, const Round& round) {
   const auto updates = list.updates_of(round);
-  return std::any_of(updates.begin(), updates.end(), [](const Update& update) {
-    return update.numel > 0 || update.step != nullptr;
-  });
+  return std::any_of(updates.begin(), updates.end(),
+                     [](const Update& update) { return update.numel > 0 || update.counts(); });
 }
 
 }  // namespace fusedopt::stand_in

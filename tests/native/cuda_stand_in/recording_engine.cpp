@@ -66,6 +66,10 @@ void leave_options(const LeftOptions& left, const UpdateList& list) {
     auto& changed = const_cast<Update&>(update);
     changed.derives = true;
     changed.scalars = *position;
+    if (auto* const epilogue = const_cast<Epilogue*>(list.epilogue(update))) {
+      const auto l1 = left.options.find("l1");
+      epilogue->l1_threshold = l1 == left.options.end() ? 0 : l1->second.front().value;
+    }
   }
   if (!position) throw std::logic_error("options are left for parameters that are not stepped");
 }

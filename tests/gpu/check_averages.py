@@ -1,0 +1,187 @@
+"""ema_decay and l1 on the GPU: the bits of the CPU, whoever counts what the averages are of."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import fusedopt
+from fusedopt.checking.cases import CASES
+from gpu_helpers import (
+    GPU,
+    LARGEST_CASES,
+    assert_same,
+    capture,
+    feed,
+    gradient_steps,
+    mismatches,
+    mixed_tensors,
+    optimizer_on,
+    params_of,
+    step_all,
+)
+from helpers import snapshot
+
+WAYS = [{"l1": 0.25}, {"ema_decay": 0.75}, {"ema_decay": 1, "l1": 0.25}]
+# A rule that counts steps, and one that counts none.
+ADAM, SGD = (next(case for case in CASES if case.row.name == name) for name in ("Adam", "SGD"))
+
+every_way = pytest.mark.parametrize("options", WAYS, ids=str)
+either_counts = pytest.mark.parametrize("capturable", [False, True], ids=["", "capturable"])
+either_case = pytest.mark.parametrize("case", [ADAM, SGD], ids=str)
+
+
+def twins(case, tensors, options, **more):
+    """The same on the GPU, with more options, and on the CPU."""
+    return (
+        optimizer_on(GPU, case, tensors, **options, **more),
+        optimizer_on("cpu", case, tensors, **options),
+    )
+
+
+def counts_of(optimizer):
+    return [states["ema_step"] for states in optimizer.state.values()]
+
+
+@either_counts
+@every_way
+@pytest.mark.parametrize("case", LARGEST_CASES, ids=str)
+def test_steps(case, options, capturable):
+    tensors = [*mixed_tensors(), torch.randn(70, 131).t()]
+    gpu, cpu = twins(case, tensors, options, capturable=capturable)
+    for grads in gradient_steps(tensors, 4):
+        step_all(grads, gpu, cpu)
+        assert_same(gpu, cpu)
+
+
+@either_case
+def test_the_threshold_follows_a_rate_on_the_gpu(case):
+    tensors = mixed_tensors()
+    rates = [torch.tensor(0.5, device=device) for device in (GPU, "cpu")]
+    gpu = optimizer_on(GPU, case, tensors, lr=rates[0], l1=0.25, capturable=True)
+    cpu = optimizer_on("cpu", case, tensors, lr=rates[1], l1=0.25)
+    for step, grads in enumerate(gradient_steps(tensors, 3)):
+        for rate in rates:
+            rate.fill_(0.5**step)
+        step_all(grads, gpu, cpu)
+        assert_same(gpu, cpu)
+
+
+@every_way
+@either_case
+def test_replays(case, options):
+    tensors = mixed_tensors()
+    gpu, cpu = twins(case, tensors, options, capturable=True)
+    first, *others = gradient_steps(tensors, 6)
+    step_all(first, gpu, cpu)
+    graph = capture(gpu)
+    for grads in others:
+        feed(grads, gpu, cpu)
+        graph.replay()
+        cpu.step()
+    assert_same(gpu, cpu)
+
+
+@either_case
+def test_no_average_is_of_a_step_that_is_skipped(case):
+    """Nor counted: the count goes to the GPU with the first step that only the GPU knows of."""
+    tensors = mixed_tensors()
+    options = {"ema_decay": 1, "skip_nonfinite": True}
+    gpu, cpu = twins(case, tensors, options)
+    for step in range(5):
+        generator = torch.Generator().manual_seed(step)
+        grads = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in tensors]
+        if step in (0, 3):
+            grads[-1].view(-1)[-1] = torch.inf
+        step_all(grads, gpu, cpu)
+        if step == 0:
+            assert not any("ema" in states for states in gpu.state.values())
+        else:
+            assert_same(gpu, cpu)
+            assert {(count.device.type, count.item()) for count in counts_of(gpu)} == {
+                ("cuda", step - (step > 2))
+            }
+
+
+@either_counts
+@either_case
+def test_averages_go_in_and_parameters_come_back(case, capturable):
+    tensors = mixed_tensors()
+    gpu, cpu = twins(case, tensors, {"ema_decay": 0.75}, capturable=capturable)
+    for grads in gradient_steps(tensors, 3):
+        step_all(grads, gpu, cpu)
+    before = snapshot(gpu)
+    with gpu.averaged(), cpu.averaged():
+        for mine, theirs in zip(params_of(gpu), params_of(cpu), strict=True):
+            assert mismatches(mine, theirs) == 0
+    after = snapshot(gpu)
+    for place, entry in before.items():
+        assert after[place]["param"] == entry["param"]
+    assert_same(gpu, cpu)
+
+
+@either_counts
+@either_case
+def test_checkpoints_of_either_device(case, capturable):
+    """The count comes to where the steps are counted."""
+    tensors = mixed_tensors()
+    gpu, cpu = twins(case, tensors, {"ema_decay": 1}, capturable=capturable)
+    first, second = gradient_steps(tensors, 2)
+    step_all(first, gpu, cpu)
+    loaded = []
+    for source in (gpu, cpu):
+        checkpoint = copy.deepcopy(source.state_dict())
+        checkpoint["param_groups"][0]["capturable"] = capturable
+        optimizer = optimizer_on(GPU, case, params_of(source), ema_decay=1)
+        optimizer.load_state_dict(checkpoint)
+        where = "cuda" if capturable else "cpu"
+        assert {count.device.type for count in counts_of(optimizer)} == {where}
+        loaded.append(optimizer)
+    step_all(second, cpu, *loaded)
+    for optimizer in loaded:
+        assert_same(optimizer, cpu)
+
+
+def test_a_count_that_is_elsewhere_is_refused():
+    tensors = mixed_tensors()
+    options = {"ema_decay": 1}
+    for case, capturable, device, error in (
+        (SGD, True, "cpu", AssertionError),
+        (ADAM, False, GPU, RuntimeError),
+    ):
+        gpu = optimizer_on(GPU, case, tensors, **options, capturable=capturable)
+        gpu.step()
+        for states in gpu.state.values():
+            states["ema_step"] = states["ema_step"].to(device)
+        before = snapshot(gpu)
+        with pytest.raises(error, match=r"parameter group 0, parameter 0: .*state 'ema_step'"):
+            gpu.step()
+        assert snapshot(gpu) == before
+
+
+def test_what_no_graph_can_capture():
+    """A count on the host, and an average that begins, which each replay would begin anew."""
+    for options, capturable, message in (
+        ({"ema_decay": 1}, False, "capturable is False"),
+        ({"ema_decay": 0.5}, True, "does not exist yet"),
+    ):
+        gpu = optimizer_on(GPU, SGD, mixed_tensors(), capturable=capturable)
+        gpu.step()
+        gpu.param_groups[0].update(options)
+        with pytest.raises(RuntimeError, match=message):
+            capture(gpu)
+        torch.cuda.synchronize()
+
+
+def test_parameters_on_both_devices():
+    """A model on both devices: what is counted is counted on each."""
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(50).to(device)) for device in (GPU, "cpu")]
+    optimizer = fusedopt.SGD(params, lr=0.1, ema_decay=1)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+    assert [optimizer.state[p]["ema_step"].item() for p in params] == [3, 3]
