@@ -159,7 +159,7 @@ void Step::add_update(ParamPlan& plan) {
   if (group_of(plan).epilogue.is_asked_for()) plan_epilogue(plan, list, update, averaged);
   if (plan.has_new_states()) plan_new_states(plan, list);
   if (clipping_.is_asked_for()) list.gradients.add(views[kGrad], update.in_double, plan.sum);
-  list.params.push_back(static_cast<uint32_t>(&plan - memory_.params.data()));
+  list.params.push_back(number_of(plan));
   list.updates.add(update, views, operands);
 }
 
@@ -283,7 +283,7 @@ void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update,
   } else {
     step = count_on_host(plan, list, count) + 1;
   }
-  memory_.plan.add_step_place(count.place);
+  memory_.plan.add_count({number_of(plan), count.name}, count.place);
 }
 
 // Of a parameter whose steps are counted, the count is where they are.
@@ -300,6 +300,7 @@ void Step::plan_averaged_count(ParamPlan& plan, DeviceUpdates& list, Update& upd
   } else {
     averaged = count_on_host(plan, list, count);
   }
+  memory_.plan.add_count({number_of(plan), count.name}, count.place);
 }
 
 // Whether only the device will know whether this step counts.
@@ -435,14 +436,17 @@ bool Step::wants_skip() {
 void Step::check_sharing() {
   const auto identity = [&](uint32_t param) { return memory_.params[param].param; };
   if (const auto conflict = memory_.plan.arrange(identity)) refuse(*conflict);
-  const auto shared = memory_.plan.shared_step_places();
+  const auto shared = memory_.plan.shared_counts();
   if (!shared) return;
-  // Every parameter of a rule that counts steps has one place.
   const auto [earlier, later] = *shared;
-  if (identity(earlier) == identity(later)) refuse({PlanConflict::kRepeated, later, earlier});
-  locate(memory_.params[later]);
-  throw Refusal(Refusal::kValue, "state 'step' shares memory with that of " +
-                                     place_of(memory_.params[earlier]) +
+  if (earlier.param != later.param && identity(earlier.param) == identity(later.param)) {
+    refuse({PlanConflict::kRepeated, later.param, earlier.param});
+  }
+  locate(memory_.params[later.param]);
+  const bool are_alike = std::string(earlier.name) == later.name;
+  throw Refusal(Refusal::kValue, later.name + std::string(" shares memory with ") +
+                                     (are_alike ? "that" : earlier.name) + " of " +
+                                     place_of(memory_.params[earlier.param]) +
                                      ": each parameter needs a count of its own; clone it first");
 }
 

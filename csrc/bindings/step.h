@@ -71,6 +71,9 @@ class Step {
   const char* name_of(const Operand& operand) const {
     return rule_.info.operand_names[operand.role].c_str();
   }
+  uint32_t number_of(const ParamPlan& plan) const {
+    return static_cast<uint32_t>(&plan - memory_.params.data());
+  }
   void locate(const ParamPlan& plan) { memory_.location = {plan.group_index, plan.param_index}; }
 
   void publish_states(Interruption& interruption);

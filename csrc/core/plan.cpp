@@ -23,7 +23,8 @@ uint32_t GroupScalars::add_options(std::span<const OptionValue> values, DeviceUp
 
 void StepPlan::clear() {
   for (const auto& list : lists_) list->is_active = false;
-  step_places_.clear();
+  count_places_.clear();
+  counts_.clear();
   step_counts_.clear();
 }
 
@@ -54,17 +55,20 @@ DeviceUpdates& StepPlan::begin(Engine& engine, const Execution& execution, unsig
   return *unused;
 }
 
-void StepPlan::add_step_place(const NumberPlace& place) {
+void StepPlan::add_count(const CountOf& count, const NumberPlace& place) {
   const auto* const begin = static_cast<const char*>(place.data);
-  step_places_.add({begin, begin + size_of(place.type)});
+  count_places_.add({begin, begin + size_of(place.type)});
+  counts_.push_back(count);
 }
 
 void StepPlan::count_step(const DeviceUpdates& list, const NumberPlace& place, int64_t value) {
   step_counts_.push_back({&list, place, value});
 }
 
-std::optional<std::pair<uint32_t, uint32_t>> StepPlan::shared_step_places() {
-  return step_places_.find_overlap();
+std::optional<std::pair<CountOf, CountOf>> StepPlan::shared_counts() {
+  const auto overlap = count_places_.find_overlap();
+  if (!overlap) return std::nullopt;
+  return std::pair{counts_[overlap->first], counts_[overlap->second]};
 }
 
 void StepPlan::prepare() {

@@ -69,6 +69,12 @@ struct PlanConflict {
   int role = 0, other_role = 0;  // of the operands
 };
 
+// A count that belongs to a parameter, by the caller's number.
+struct CountOf {
+  uint32_t param;
+  const char* name;
+};
+
 class StepPlan {
  public:
   // Forgets the step, but not what it has allocated.
@@ -80,9 +86,8 @@ class StepPlan {
   DeviceUpdates& begin(Engine& engine, const Execution& execution, unsigned rule);
   const std::vector<std::unique_ptr<DeviceUpdates>>& lists() const { return lists_; }
 
-  // Where the count of one parameter's steps is, whoever counts. Called for all parameters in their
-  // order, or for none.
-  void add_step_place(const NumberPlace& place);
+  // Where a count is, whoever counts.
+  void add_count(const CountOf& count, const NumberPlace& place);
   // Has the host write a count when the list's engine has run.
   void count_step(const DeviceUpdates& list, const NumberPlace& place, int64_t value);
 
@@ -90,8 +95,8 @@ class StepPlan {
   // that is there twice.
   template <class Identity>
   std::optional<PlanConflict> arrange(Identity identity);
-  // Two parameters, the earlier first, whose step counts share memory.
-  std::optional<std::pair<uint32_t, uint32_t>> shared_step_places();
+  // Two counts that share memory, the earlier first.
+  std::optional<std::pair<CountOf, CountOf>> shared_counts();
 
   // Has engines reserve what they need; writes nothing.
   void prepare();
@@ -120,7 +125,8 @@ class StepPlan {
   void run(bool asynchronous);
 
   std::vector<std::unique_ptr<DeviceUpdates>> lists_;  // nearly always one
-  RangeSet step_places_;
+  RangeSet count_places_;
+  std::vector<CountOf> counts_;  // that are there
   std::vector<StepCount> step_counts_;
 };
 

@@ -214,6 +214,36 @@ def test_a_step_count_of_two_parameters_is_refused(capturable):
     assert snapshot(optimizer) == before
 
 
+def test_counts_of_averages_that_share_memory_are_refused(engine):
+    params, optimizer = shared(fusedopt.Adam, ema_decay=1)
+    optimizer.step()
+    first, last = optimizer.state[params[0]], optimizer.state[params[2]]
+    for other, said in (
+        (first["ema_step"], "that of parameter 0 of group 0"),
+        (last["step"], "state 'step' of parameter 2 of group 0"),
+        (first["step"], "state 'step' of parameter 0 of group 0"),
+    ):
+        last["ema_step"] = other
+        before = snapshot(optimizer)
+        message = f"parameter 2: state 'ema_step' shares memory with {said}"
+        with pytest.raises(ValueError, match=message):
+            optimizer.step()
+        assert snapshot(optimizer) == before
+
+
+def test_a_shared_count_is_told_by_its_place_also_where_others_count_nothing():
+    params = [torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(4)]
+    groups = [{"params": params[:2]}, {"params": params[2:], "stochastic_rounding": True}]
+    optimizer = fusedopt.SGD(groups)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.state[params[3]]["step"] = optimizer.state[params[2]]["step"]
+    place = "group 1, parameter 1: state 'step' shares memory with that of parameter 0 of group 1"
+    with pytest.raises(ValueError, match=place):
+        optimizer.step()
+
+
 # Within one parameter
 
 

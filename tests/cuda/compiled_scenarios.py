@@ -128,8 +128,10 @@ def mixes(row: Row, options: dict, how: dict, n: int, count: int, dtypes) -> Gro
 
 
 def stored(row: Row, options: dict, how: dict, n: int, dtypes) -> list[Group]:
-    """Fewer bytes in two of the ways that there are; `n` says which."""
+    """Fewer bytes in two of the ways that there are, and averages; `n` says which."""
     every = [s for s in STORAGES if s.options and {s.param, s.grad} <= {*dtypes}]
+    averaged = [s for s in every if "ema_decay" in s.options]
+    chosen = (every[n % len(every)], every[(n * 3 + 5) % len(every)], averaged[n % len(averaged)])
     return [
         Group(
             tuple(
@@ -139,7 +141,7 @@ def stored(row: Row, options: dict, how: dict, n: int, dtypes) -> list[Group]:
             ),
             {**options_for(row, options, how), **s.options},
         )
-        for k, s in enumerate((every[n % len(every)], every[(n * 3 + 5) % len(every)]))
+        for k, s in enumerate(chosen)
     ]  # fmt: skip
 
 

@@ -140,11 +140,16 @@ void share_scalars() {
   const bool is_own = scalars.derived(hyper, list, 2, false) != first;
   std::printf("shared %d, own %d\n", is_shared, is_own);
   float counts[] = {1, 1};
-  for (float& count : counts) plan.add_step_place({&count, NumberType::kFloat32, kHost});
-  std::printf("counts share memory %d\n", plan.shared_step_places().has_value());
-  plan.add_step_place({&counts[0], NumberType::kFloat32, kHost});
-  const auto shared = plan.shared_step_places();
-  std::printf("counts %u and %u share memory\n", shared->first, shared->second);
+  const auto add = [&](uint32_t param, const char* name, float& count) {
+    plan.add_count({param, name}, {&count, NumberType::kFloat32, kHost});
+  };
+  add(3, "step", counts[0]);
+  add(5, "step", counts[1]);
+  std::printf("counts share memory %d\n", plan.shared_counts().has_value());
+  add(5, "ema_step", counts[0]);
+  const auto [earlier, later] = *plan.shared_counts();
+  std::printf("%s of %u and %s of %u share memory\n", earlier.name, earlier.param, later.name,
+              later.param);
 }
 
 }  // namespace

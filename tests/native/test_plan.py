@@ -25,5 +25,5 @@ def test_the_plan_of_a_step(tmp_path):
         "scaled: parameters 1 and 0",  # and may not be divided twice
         "shared 1, own 1",
         "counts share memory 0",
-        "counts 0 and 2 share memory",
+        "step of 3 and ema_step of 5 share memory",
     ]  # fmt: skip
