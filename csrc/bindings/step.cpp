@@ -272,9 +272,7 @@ void Step::plan_scalars(const ParamPlan& plan, DeviceUpdates& list, Update& upda
 void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update, int64_t& step) {
   Count count{kStepKey, "state 'step'", plan.step};
   count.place = find_count(count.tensor, count.name);
-  const bool is_left =
-      list.engine->is_asynchronous() &&
-      (count.place.device.type != DeviceType::kCpu || may_leave_counts(plan, list));
+  const bool is_left = leaves(plan, list, count.place);
   place_count(plan, list, count, is_left);
   if (is_left) {
     update.derives = true;
@@ -291,7 +289,8 @@ void Step::plan_averaged_count(ParamPlan& plan, DeviceUpdates& list, Update& upd
                                int64_t& averaged) {
   Count count{kAveragedKey, "state 'ema_step'", plan.averaged};
   count.place = find_count(count.tensor, count.name);
-  const bool is_left = plan.step != nullptr ? update.step != nullptr : may_leave_counts(plan, list);
+  const bool is_left =
+      plan.step != nullptr ? update.step != nullptr : leaves(plan, list, count.place);
   place_count(plan, list, count, is_left);
   if (is_left) {
     update.derives = true;
@@ -303,13 +302,14 @@ void Step::plan_averaged_count(ParamPlan& plan, DeviceUpdates& list, Update& upd
   memory_.plan.add_count({number_of(plan), count.name}, count.place);
 }
 
-// Whether only the device will know whether this step counts.
-bool Step::may_leave_counts(const ParamPlan& plan, const DeviceUpdates& list) {
+// Whether a count is the device's: where only the device will know whether this step counts, and
+// from then on.
+bool Step::leaves(const ParamPlan& plan, const DeviceUpdates& list, const NumberPlace& count) {
   return list.engine->is_asynchronous() &&
-         (group_of(plan).capturable || amp_.may_skip() || clipping_.options().skips_nonfinite);
+         (count.device.type != DeviceType::kCpu || group_of(plan).capturable || amp_.may_skip() ||
+          clipping_.options().skips_nonfinite);
 }
 
-// A count that is left to the device goes there, and stays.
 void Step::place_count(ParamPlan& plan, const DeviceUpdates& list, Count& count, bool is_left) {
   const Device& device = list.execution.device;
   if (is_left && count.place.device.type == DeviceType::kCpu && count.place.device != device) {

@@ -61,7 +61,7 @@ class Step {
   };
   NumberPlace find_count(PyObject* tensor, const char* name) const;
   void replace(ParamPlan& plan, Count& count, py::object tensor);
-  bool may_leave_counts(const ParamPlan& plan, const DeviceUpdates& list);
+  bool leaves(const ParamPlan& plan, const DeviceUpdates& list, const NumberPlace& count);
   void place_count(ParamPlan& plan, const DeviceUpdates& list, Count& count, bool is_left);
   int64_t count_on_host(ParamPlan& plan, DeviceUpdates& list, Count& count);
   uint32_t options_for(GroupPlan& group, DeviceUpdates& list);

@@ -105,6 +105,25 @@ def test_no_average_is_of_a_step_that_is_skipped(case):
             }
 
 
+@either_case
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_count_on_the_gpu_stays_there(case, fused):
+    """It comes there with a scaler, or with `fused`, which is said of the group alone."""
+    tensors = mixed_tensors()
+    gpu, cpu = twins(case, tensors, {"ema_decay": 1}, fused=fused)
+    for scale, grads in zip((2.0, None, 4.0, None), gradient_steps(tensors, 4), strict=True):
+        feed(grads, gpu, cpu)
+        for optimizer, device in ((gpu, GPU), (cpu, "cpu")):
+            if scale is not None:
+                optimizer.grad_scale = torch.tensor(scale, device=device)
+                optimizer.found_inf = torch.tensor(0.0, device=device)
+            optimizer.step()
+            if scale is not None:
+                del optimizer.grad_scale, optimizer.found_inf
+        assert_same(gpu, cpu)
+        assert {count.device.type for count in counts_of(gpu)} == {"cuda"}
+
+
 @either_counts
 @either_case
 def test_averages_go_in_and_parameters_come_back(case, capturable):
