@@ -1,5 +1,5 @@
 // Registers of numbers, for what compilers do not vectorise by themselves: look-ups in a short
-// table, and products of 32 bits with 64.
+// table, products of 32 bits with 64, and sums of squares in double.
 #pragma once
 
 #include <bit>
@@ -136,5 +136,36 @@ struct MultiplyWords {
 #endif
   }
 };
+
+// Doubles that fill a register, and as many numbers of another type.
+constexpr int64_t kDoubles = kRegister / 2;
+template <class T>
+using OfDoubles __attribute__((vector_size(kDoubles * sizeof(T)))) = T;
+using Doubles = OfDoubles<double>;
+
+// As many elements of 16 bits, where that is faster than to decode them to floats in memory first.
+#if defined(__AVX512F__)
+constexpr bool kDecodesToDoubles = true;
+FUSEDOPT_FN Doubles decode_to_doubles(BFloat16Codec, const uint16_t* from) {
+  const __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(stored), 16);
+  return Doubles(_mm512_cvtps_pd(_mm256_castsi256_ps(bits)));
+}
+FUSEDOPT_FN Doubles decode_to_doubles(Float16Codec, const uint16_t* from) {
+  const __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return Doubles(_mm512_cvtps_pd(_mm256_cvtph_ps(stored)));
+}
+#else
+constexpr bool kDecodesToDoubles = false;
+#endif
+
+// sum + x * x, where the product is exact: then it has the same bits if it is fused.
+FUSEDOPT_FN Doubles add_exact_square(Doubles sum, Doubles x) {
+#if defined(__AVX512F__)
+  return Doubles(_mm512_fmadd_pd(__m512d(x), __m512d(x), __m512d(sum)));
+#else
+  return sum + x * x;
+#endif
+}
 
 }  // namespace fusedopt::cpu

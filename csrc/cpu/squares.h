@@ -13,22 +13,37 @@
 namespace fusedopt::cpu {
 namespace {
 
-// Doubles that fill a register, and as many numbers of another type.
-constexpr int64_t kDoubles = kRegister / 2;
-template <class T>
-using OfDoubles __attribute__((vector_size(kDoubles * sizeof(T)))) = T;
-using Doubles = OfDoubles<double>;
-
 // Rows that stay in the first-level cache while they are gone through.
 constexpr int64_t kRows = 16;
 
+// The elements of a register of doubles.
+template <class Codec>
+FUSEDOPT_FN Doubles load_doubles(const typename Codec::Stored* from) {
+  using Stored = typename Codec::Stored;
+  if constexpr (std::is_floating_point_v<Stored>) {
+    return __builtin_convertvector(load_lanes<OfDoubles<Stored>>(from), Doubles);
+  } else {
+    return decode_to_doubles(Codec{}, from);
+  }
+}
+
+// Only the square of a double is rounded.
+template <class Codec>
+FUSEDOPT_FN Doubles add_square(Doubles sum, Doubles x) {
+  if constexpr (std::is_same_v<typename Codec::Stored, double>) {
+    return sum + x * x;
+  } else {
+    return add_exact_square(sum, x);
+  }
+}
+
 // Adds the squares of whole rows to their lanes. As many lanes at a time as registers hold, through
 // some rows.
-template <class T>
-FUSEDOPT_FN void add_rows(const T* numbers, int64_t rows, double* lanes) {
+template <class Codec>
+FUSEDOPT_FN void add_rows(const typename Codec::Stored* stored, int64_t rows, double* lanes) {
   constexpr int64_t kTogether = 8;
   for (int64_t row = 0; row < rows; row += kRows) {
-    const T* const first = numbers + row * kSquareLanes;
+    const auto* const first = stored + row * kSquareLanes;
     const int64_t count = std::min(kRows, rows - row);
     for (int64_t lane = 0; lane < kSquareLanes; lane += kTogether * kDoubles) {
       Doubles sums[kTogether];
@@ -39,9 +54,8 @@ FUSEDOPT_FN void add_rows(const T* numbers, int64_t rows, double* lanes) {
       for (int64_t r = 0; r < count; ++r) {
 #pragma GCC unroll 8
         for (int64_t k = 0; k < kTogether; ++k) {
-          const T* const from = first + r * kSquareLanes + lane + k * kDoubles;
-          const auto x = __builtin_convertvector(load_lanes<OfDoubles<T>>(from), Doubles);
-          sums[k] += x * x;
+          const auto* const from = first + r * kSquareLanes + lane + k * kDoubles;
+          sums[k] = add_square<Codec>(sums[k], load_doubles<Codec>(from));
         }
       }
 #pragma GCC unroll 8
@@ -52,7 +66,7 @@ FUSEDOPT_FN void add_rows(const T* numbers, int64_t rows, double* lanes) {
   }
 }
 
-// The same of elements that are no numbers of C++: decoded first, some rows at a time.
+// The same where elements are decoded first, some rows at a time.
 template <class Codec>
 FUSEDOPT_FN void add_decoded_rows(const typename Codec::Stored* stored, int64_t rows,
                                   double* lanes) {
@@ -62,7 +76,7 @@ FUSEDOPT_FN void add_decoded_rows(const typename Codec::Stored* stored, int64_t 
     for (int64_t i = 0; i < count * kSquareLanes; i += kLanes) {
       decode_lanes<Codec>(stored + row * kSquareLanes + i, numbers + i);
     }
-    add_rows(numbers, count, lanes);
+    add_rows<FloatCodec<float>>(numbers, count, lanes);
   }
 }
 
@@ -72,8 +86,8 @@ void add_squares(const void* elements, int64_t n, double* lanes) {
   using Codec = CodecOf<format>;
   const auto* const stored = static_cast<const typename Codec::Stored*>(elements);
   const int64_t rows = n / kSquareLanes;
-  if constexpr (std::is_floating_point_v<typename Codec::Stored>) {
-    add_rows(stored, rows, lanes);
+  if constexpr (std::is_floating_point_v<typename Codec::Stored> || kDecodesToDoubles) {
+    add_rows<Codec>(stored, rows, lanes);
   } else {
     add_decoded_rows<Codec>(stored, rows, lanes);
   }
