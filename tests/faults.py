@@ -180,7 +180,7 @@ MUTANTS = [
         ("old addresses after a collective",
          "if ((sums.size() > 1 || has_copied) && !is_skipped_) lay_out();", ""),
         ("a host that counts what a device may skip",
-         "|| clipping_.options().skips_nonfinite);", ");"),
+         " ||\n          clipping_.options().skips_nonfinite);", ");"),
     ),
     *rule(
         "csrc/core/decision.h",

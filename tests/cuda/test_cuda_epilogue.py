@@ -114,6 +114,16 @@ def test_one_launch_of_the_kernel_for_any_formats():
         assert emulated.blocks() == 3
 
 
+def test_what_is_empty_is_counted_without_any_other():
+    param = parameter(torch.empty(0))
+    param.grad = torch.empty(0)
+    optimizer = fusedopt.SGD([param], ema_decay=1)
+    with emulation():
+        for _ in range(3):
+            scaled_step(optimizer, 2.0)
+    assert optimizer.state[param]["ema_step"].item() == 3
+
+
 # The engine
 
 
