@@ -166,6 +166,7 @@ void GroupWalk::collect_states(ParamPlan& plan, const GroupPlan& group) {
     if (epilogue.counts_averaged()) {
       plan.averaged = state_.averaged(plan, group.group, kAveragedKey, plan.begins_average);
       memory_.touched.push_back(plan.averaged);
+      note_unresolved(plan, plan.averaged, Unresolved::kAveraged);
     }
   }
   if (storage.master_weights) {
@@ -208,10 +209,13 @@ void GroupWalk::resolve(const Unresolved& unresolved) {
   ParamPlan& plan = memory_.params[unresolved.param];
   memory_.location = {plan.group_index, plan.param_index};
   const bool is_step = unresolved.operand == Unresolved::kStep;
-  const size_t position = is_step ? 0 : static_cast<size_t>(unresolved.operand);
-  PyObject*& tensor = is_step ? plan.step : memory_.tensors_of(plan)[position];
+  const bool is_count = is_step || unresolved.operand == Unresolved::kAveraged;
+  const size_t position = is_count ? 0 : static_cast<size_t>(unresolved.operand);
+  PyObject*& tensor = is_step    ? plan.step
+                      : is_count ? plan.averaged
+                                 : memory_.tensors_of(plan)[position];
   const bool is_grad = unresolved.operand == kGrad;
-  if (is_step) {
+  if (is_count) {
     if (!torch_.is_plain(tensor)) tensor = torch_.unwrap(tensor, Py_None, false, memory_.keep);
   } else if (!torch_.is_plain(tensor) || !torch_.is_plain(plan.param)) {
     const bool is_param = unresolved.operand == kParam;
@@ -222,8 +226,9 @@ void GroupWalk::resolve(const Unresolved& unresolved) {
     tensor = torch_.unwrap(tensor, owner, is_grad, memory_.keep);
   }
   const char* const name =
-      is_step ? "state 'step'"
-              : rule_.info.operand_names[memory_.operands_of(plan)[position].role].c_str();
+      is_step    ? "state 'step'"
+      : is_count ? "state 'ema_step'"
+                 : rule_.info.operand_names[memory_.operands_of(plan)[position].role].c_str();
   torch_.require_tensor(tensor, name);
   // Gradients have been asked before, and negated ones are copies by now.
   if (!is_grad && torch_.is_negated_view(tensor)) {

@@ -284,13 +284,16 @@ void Step::plan_step_count(ParamPlan& plan, DeviceUpdates& list, Update& update,
   memory_.plan.add_count({number_of(plan), count.name}, count.place);
 }
 
-// Of a parameter whose steps are counted, the count is where they are.
+// Of a parameter whose steps are counted, the count comes to where they are.
 void Step::plan_averaged_count(ParamPlan& plan, DeviceUpdates& list, Update& update,
                                int64_t& averaged) {
   Count count{kAveragedKey, "state 'ema_step'", plan.averaged};
   count.place = find_count(count.tensor, count.name);
   const bool is_left =
       plan.step != nullptr ? update.step != nullptr : leaves(plan, list, count.place);
+  if (plan.step != nullptr && !is_left && count.place.device.type != DeviceType::kCpu) {
+    replace(plan, count, torch_.to_device(count.tensor, plan.step));
+  }
   place_count(plan, list, count, is_left);
   if (is_left) {
     update.derives = true;
@@ -317,6 +320,7 @@ void Step::place_count(ParamPlan& plan, const DeviceUpdates& list, Count& count,
       throw Refusal(Refusal::kAssertion, std::string("capturable=True needs ") + count.name +
                                              " on the parameter's device");
     }
+    require_count(count);
     replace(plan, count, torch_.to_device(count.tensor, memory_.tensors_of(plan)[kParam]));
   }
   if (count.place.device != (is_left ? device : Device{})) {
@@ -328,15 +332,20 @@ void Step::place_count(ParamPlan& plan, const DeviceUpdates& list, Count& count,
 // The count before this step. A float32 count would stand still at 2^24; from there on another
 // tensor counts.
 int64_t Step::count_on_host(ParamPlan& plan, DeviceUpdates& list, Count& count) {
-  if (!is_count(load_number(count.place.data, count.place.type))) {
-    refuse_count(count.tensor, count.name);
-  }
+  require_count(count);
   const int64_t before = load_count(count.place.data, count.place.type);
   if (before + 1 > largest_count(count.place.type)) {
     replace(plan, count, torch_.in_double(count.tensor));
   }
   memory_.plan.count_step(list, count.place, before + 1);
   return before;
+}
+
+// Of one that the host can read.
+void Step::require_count(const Count& count) const {
+  if (!is_count(load_number(count.place.data, count.place.type))) {
+    refuse_count(count.tensor, count.name);
+  }
 }
 
 void Step::replace(ParamPlan& plan, Count& count, py::object tensor) {

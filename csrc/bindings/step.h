@@ -60,6 +60,7 @@ class Step {
     NumberPlace place = {};
   };
   NumberPlace find_count(PyObject* tensor, const char* name) const;
+  void require_count(const Count& count) const;
   void replace(ParamPlan& plan, Count& count, py::object tensor);
   bool leaves(const ParamPlan& plan, const DeviceUpdates& list, const NumberPlace& count);
   void place_count(ParamPlan& plan, const DeviceUpdates& list, Count& count, bool is_left);

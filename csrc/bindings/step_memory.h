@@ -64,10 +64,10 @@ struct ParamPlan {
 
 // An object that is no plain tensor: what it stands for is found by Python code.
 struct Unresolved {
-  static constexpr int kStep = -1;
+  static constexpr int kStep = -1, kAveraged = -2;  // counts
 
   uint32_t param;  // position in StepMemory::params
-  int operand;     // among those of its update, or kStep
+  int operand;     // among those of its update, or a count
 };
 
 // Where in the parameter groups a step is, for errors.

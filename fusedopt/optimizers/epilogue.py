@@ -36,6 +36,9 @@ def converted(
 ) -> dict[str, torch.Tensor]:
     """The average and its count in their own dtypes, which torch does not keep when it loads them.
 
+    The count stays on its device, as a step count does, unless the group wants it on that of the
+    parameter.
+
     Args:
         states: of one parameter.
         param: whose they are.
@@ -47,13 +50,13 @@ def converted(
     on_device = group.get("capturable") or group.get("fused")
     own = {
         AVERAGE: (param.device, average_dtype(param)),
-        AVERAGED: (param.device if on_device else torch.device("cpu"), torch.float64),
+        AVERAGED: (param.device if on_device else None, torch.float64),
     }
     result = {}
     for name, (device, dtype) in own.items():
         state = states.get(name)
         if isinstance(state, torch.Tensor):
-            in_own = state.to(device, dtype)
+            in_own = state.to(device or state.device, dtype)
             if in_own is not state:
                 result[name] = in_own
     return result

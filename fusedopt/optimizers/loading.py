@@ -89,7 +89,8 @@ class Loading:
                 if not kept:
                     continue
                 for name, value in kept.items():
-                    states[name] = value.tensor.to(param.device)
+                    is_count = name == epilogue.AVERAGED
+                    states[name] = value.tensor if is_count else value.tensor.to(param.device)
                 states.update(epilogue.converted(states, param, group))
                 otherwise = param.dtype if is_usual(group) else None
                 is_converted |= convert(states, param, group, signs, otherwise)

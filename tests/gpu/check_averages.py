@@ -163,21 +163,74 @@ def test_checkpoints_of_either_device(case, capturable):
         assert_same(optimizer, cpu)
 
 
-def test_a_count_that_is_elsewhere_is_refused():
+@pytest.mark.parametrize("case", LARGEST_CASES, ids=str)
+def test_the_count_comes_to_where_the_steps_are_counted(case):
+    """Also if a trainer moves all states but `step` to the GPU after it has loaded them."""
     tensors = mixed_tensors()
-    options = {"ema_decay": 1}
-    for case, capturable, device, error in (
-        (SGD, True, "cpu", AssertionError),
-        (ADAM, False, GPU, RuntimeError),
+    gpu, cpu = twins(case, tensors, {"ema_decay": 1})
+    first, second = gradient_steps(tensors, 2)
+    step_all(first, gpu, cpu)
+    for states in gpu.state.values():
+        states["ema_step"] = states["ema_step"].to(GPU)
+    step_all(second, gpu, cpu)
+    assert_same(gpu, cpu)
+    for states in gpu.state.values():
+        if "step" in states:
+            assert states["ema_step"].device == states["step"].device
+
+
+def test_counts_that_begin_on_either_device():
+    """Where the group would have a new count on the GPU, and an old one is on the host; and where
+    a new count of steps is on the host."""
+    tensors = [torch.randn(300).bfloat16()]
+    for case, first, later in (
+        (ADAM, {}, {"fused": True, "ema_decay": 1}),
+        (SGD, {"ema_decay": 1, "fused": True}, {"fused": None, "state_bits": 16, "momentum": 0.9}),
     ):
-        gpu = optimizer_on(GPU, case, tensors, **options, capturable=capturable)
-        gpu.step()
-        for states in gpu.state.values():
+        gpu, cpu = twins(case, tensors, first)
+        for step, grads in enumerate(gradient_steps(tensors, 4)):
+            if step == 2:
+                for optimizer in (gpu, cpu):
+                    optimizer.param_groups[0].update(later)
+            step_all(grads, gpu, cpu)
+            assert_same(gpu, cpu)
+
+
+@either_case
+def test_a_loaded_count_stays_where_it_is(case):
+    tensors = mixed_tensors()
+    gpu, cpu = twins(case, tensors, {"ema_decay": 1, "skip_nonfinite": True})
+    first, second = [[torch.randn(t.shape).to(t.dtype) for t in tensors] for _ in range(2)]
+    step_all(first, gpu, cpu)
+    gpu.load_state_dict(copy.deepcopy(gpu.state_dict()))
+    assert {count.device.type for count in counts_of(gpu)} == {"cuda"}
+    gpu.param_groups[0]["capturable"] = True
+    step_all(second, gpu, cpu)
+    assert_same(gpu, cpu)
+
+
+def test_a_count_that_is_elsewhere_is_refused():
+    for place, device, capturable, error in (
+        (GPU, "cpu", True, AssertionError),
+        ("cpu", GPU, False, RuntimeError),
+    ):
+        optimizer = optimizer_on(place, SGD, mixed_tensors(), ema_decay=1, capturable=capturable)
+        optimizer.step()
+        for states in optimizer.state.values():
             states["ema_step"] = states["ema_step"].to(device)
-        before = snapshot(gpu)
+        before = snapshot(optimizer)
         with pytest.raises(error, match=r"parameter group 0, parameter 0: .*state 'ema_step'"):
-            gpu.step()
-        assert snapshot(gpu) == before
+            optimizer.step()
+        assert snapshot(optimizer) == before
+
+
+def test_what_is_no_count_is_not_taken_to_the_gpu():
+    gpu = optimizer_on(GPU, SGD, mixed_tensors(), ema_decay=1)
+    gpu.step()
+    gpu.state[params_of(gpu)[0]]["ema_step"] = torch.tensor(-1.0, dtype=torch.float64)
+    gpu.skip_nonfinite = True
+    with pytest.raises(ValueError, match=r"parameter 0: state 'ema_step' is not a count: tensor"):
+        gpu.step()
 
 
 def test_what_no_graph_can_capture():
@@ -194,13 +247,27 @@ def test_what_no_graph_can_capture():
         torch.cuda.synchronize()
 
 
-def test_parameters_on_both_devices():
-    """A model on both devices: what is counted is counted on each."""
-    torch.manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(50).to(device)) for device in (GPU, "cpu")]
-    optimizer = fusedopt.SGD(params, lr=0.1, ema_decay=1)
-    for _ in range(3):
-        for param in params:
-            param.grad = torch.ones_like(param)
-        optimizer.step()
-    assert [optimizer.state[p]["ema_step"].item() for p in params] == [3, 3]
+@pytest.mark.parametrize("capturable", [False, True], ids=["", "capturable"])
+def test_parameters_on_every_device_at_once(capturable):
+    """All GPUs, and the CPU where no graph can be captured; clipped by the norm of all."""
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    devices += [] if capturable else [torch.device("cpu")]
+    tensors = mixed_tensors()
+    options = {"ema_decay": 1, "l1": 0.25, "max_grad_norm": 2.0}
+    params = [
+        torch.nn.Parameter(tensor.to(devices[n % len(devices)], copy=True))
+        for n, tensor in enumerate(tensors)
+    ]
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    ours = fusedopt.Adam(params, capturable=capturable, **options)
+    theirs = optimizer_on("cpu", ADAM, tensors, **options)
+    theirs.param_groups[0].update(ours.param_groups[0], params=theirs.param_groups[0]["params"])
+    theirs.param_groups[0]["capturable"] = False
+    for grads in gradient_steps(tensors, 3):
+        step_all(grads, ours, theirs)
+        assert bool(ours.skipped) == bool(theirs.skipped)
+    for mine, expected in zip(params, params_of(theirs), strict=True):
+        assert mismatches(mine, expected) == 0
+        for name, state in theirs.state[expected].items():
+            assert mismatches(ours.state[mine][name], state) == 0

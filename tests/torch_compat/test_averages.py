@@ -24,6 +24,7 @@ from averaging import (
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fusedopt
+from forked import run_python
 from fusedopt.checking.rows import ROWS
 from helpers import snapshot
 
@@ -250,3 +251,26 @@ def test_an_average_that_shares_memory():
         optimizer.state[param]["ema"] = other
         with pytest.raises(RuntimeError, match=f"{PLACE}, parameter 1: ema shares memory with"):
             optimizer.step()
+
+
+def test_counts_that_are_dtensors():
+    run_python("""if True:
+        import torch, fusedopt
+        from torch.distributed.tensor import DeviceMesh, Replicate, distribute_tensor
+
+        torch.distributed.init_process_group(
+            "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+        )
+        mesh = DeviceMesh("cpu", [0])
+        for optimizer_class in (fusedopt.SGD, fusedopt.Adam):
+            param = torch.nn.Parameter(torch.ones(3))
+            param.grad = torch.ones(3)
+            optimizer = optimizer_class([param], ema_decay=1)
+            optimizer.step()
+            states = optimizer.state[param]
+            for name in {"step", "ema_step"} & states.keys():
+                states[name] = distribute_tensor(states[name], mesh, [Replicate()])
+            optimizer.step()
+            assert states["ema_step"].item() == 2
+        torch.distributed.destroy_process_group()
+    """)

@@ -87,7 +87,8 @@ class _Call:
         self.makes_on_host = device is not None and torch.device(device).type == "cpu"
         self.args, self.kwargs = tree_map_only(torch.Tensor, self._to_host, (args, kwargs))
         on_gpu = [tensor for tensor in self.given.values() if is_on_gpu(tensor)]
-        self.device = device_index(on_gpu[0].device if on_gpu else device)
+        is_told = device is not None and not self.makes_on_host
+        self.device = device_index(on_gpu[0].device if on_gpu and not is_told else device)
         self.crosses = self._crosses(len(on_gpu), device)
         self.writes = not op._schema.name.startswith("aten::empty")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import sys
 from pathlib import Path
@@ -176,6 +177,17 @@ _FUNCTIONS = {
 }
 
 
+def _made_there(make: Any) -> Any:
+    """A function of torch's that makes a tensor of numbers, which it would leave on the host."""
+
+    @functools.wraps(make)
+    def made(data: Any, *args: Any, device: Any = None, **options: Any) -> torch.Tensor:
+        tensor = make(data, *args, **options)
+        return tensor if device is None else tensor.to(device)
+
+    return made
+
+
 def install() -> None:
     """For the rest of the process."""
     native.set_device_count(DEVICES)
@@ -191,4 +203,6 @@ def install() -> None:
     mock.patch.object(torch._C, "_host_emptyCache", _do_nothing, create=True).start()
     mock.patch.object(torch.profiler, "profile", Profile).start()
     mock.patch.object(torch.Tensor, "to", _to_indexed).start()
+    for name in ("tensor", "as_tensor"):
+        mock.patch.object(torch, name, _made_there(getattr(torch, name))).start()
     mock.patch.multiple(torch.UntypedStorage, **_STORAGE).start()

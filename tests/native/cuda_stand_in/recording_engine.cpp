@@ -13,7 +13,9 @@
 namespace fusedopt::stand_in {
 namespace {
 
+// What torch takes for a GPU's is there already.
 Execution on_gpu(Execution execution) {
+  if (execution.device.type == DeviceType::kCuda) return execution;
   execution.device.index = place_of_steps().device;
   execution.stream = place_of_steps().stream;
   return execution;
