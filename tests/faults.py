@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cuda_faults import OF_CUDA
 from epilogue_faults import MUTANTS as OF_EPILOGUE
-from mutant import ROOT, Mutant, rule
+from mutant import OF_RANKS, ROOT, Mutant, rule
 
 
 def of_rules(*faults: tuple[str, str, str]) -> list[Mutant]:
@@ -192,6 +192,7 @@ MUTANTS = [
         "fusedopt/optimizers/clipping.py",
         ("ranks left out", "torch.distributed.all_reduce(parts, group=group)", "pass"),
         ("replicas added up", "if not placement.is_replicate():", "if True:"),
+        found_by=OF_RANKS,
     ),
     *rule(
         "csrc/cpu/engine.cpp",

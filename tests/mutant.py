@@ -58,6 +58,7 @@ OF_EVERYTHING = (
     *OF_NORMS,
     *OF_EPILOGUE,
 )
+OF_RANKS = ("torch_compat/test_distributed.py::test_wrapped[norm_over_meshes-4]",)
 OF_THREADS = ("native/test_forks.py",)
 OF_THE_CUDA_ENGINE = (
     "cuda/test_cuda_engine.py",
