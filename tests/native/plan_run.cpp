@@ -127,7 +127,8 @@ void find_conflicts() {
   conflict_of(run_of(2), run_of(1), false, true);   // and divided twice
 }
 
-// Parameters of a group with one count share scalars; another count has its own.
+// Parameters of a group with one count share scalars; another count has its own. Options are in the
+// list of one device.
 void share_scalars() {
   StepPlan plan;
   TalkingEngine host("host", false, false);
@@ -139,6 +140,10 @@ void share_scalars() {
   const bool is_shared = scalars.derived(hyper, list, 1, false) == first;
   const bool is_own = scalars.derived(hyper, list, 2, false) != first;
   std::printf("shared %d, own %d\n", is_shared, is_own);
+  DeviceUpdates& other = plan.begin(host, {.device = kGpu}, 0);
+  scalars.add_options({}, list);
+  std::printf("options are there %d, in another list %d\n", scalars.options_in(list).has_value(),
+              scalars.options_in(other).has_value());
   float counts[] = {1, 1};
   const auto add = [&](uint32_t param, const char* name, float& count) {
     plan.add_count({param, name}, {&count, NumberType::kFloat32, kHost});

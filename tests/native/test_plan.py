@@ -24,6 +24,7 @@ def test_the_plan_of_a_step(tmp_path):
         "no conflict", "1 rounds",  # one gradient of two parameters is read twice
         "scaled: parameters 1 and 0",  # and may not be divided twice
         "shared 1, own 1",
+        "options are there 1, in another list 0",
         "counts share memory 0",
         "step of 3 and ema_step of 5 share memory",
     ]  # fmt: skip
