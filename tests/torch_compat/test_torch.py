@@ -17,7 +17,7 @@ from fusedopt.checking.rows import ROWS
 from fusedopt.optimizers.clipping import DEFAULTS as CLIPPING
 from fusedopt.optimizers.epilogue import DEFAULTS as EPILOGUE
 from fusedopt.optimizers.storage import DEFAULTS as STORAGE
-from helpers import bits
+from helpers import bits, scaled_step
 
 TORCH_CASES = [case for case in CASES if case.row.torch_optimizer]
 TORCH_ROWS = [row for row in ROWS if row.torch_optimizer]
@@ -220,6 +220,21 @@ def test_autograd_notices_the_update(row):
     assert param._version > version
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
+
+
+def test_autograd_notices_all_that_is_written():
+    """States and their count, and a gradient where it is divided by a scale."""
+    param = torch.nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    optimizer = fusedopt.Adam([param])
+    optimizer.step()
+    states = list(optimizer.state[param].values())
+    for scale in (None, 2.0):
+        versions = [state._version for state in states]
+        of_grad = param.grad._version
+        scaled_step(optimizer, scale)
+        assert [state._version for state in states] == [version + 1 for version in versions]
+        assert param.grad._version == of_grad + (scale is not None)
 
 
 def test_gradients_are_left_as_they_were():
