@@ -75,13 +75,14 @@ const float* as_floats(const T* numbers, float (&floats)[kScaledBlock], int64_t 
 }
 
 // Whole registers, up to the end of what a block has room for: what lies behind the n-th element
-// means nothing.
+// means nothing. Of codes it is 0, because a difference of anything else might overflow.
 template <bool is_signed, class T>
 void decode_codes(const StoredBlock& from, T* numbers, int64_t n) {
   const auto* const codes = static_cast<const uint8_t*>(from.elements);
   const float scale = *from.scale;
   int32_t wide[kScaledBlock];
   for (int64_t i = 0; i < n; ++i) wide[i] = codes[i];
+  for (int64_t i = n; i % kRegister != 0; ++i) wide[i] = 0;
   for (int64_t i = 0; i < n; i += kRegister) {
     const auto lanes = load_lanes<OneRegister::Ints>(wide + i);
     const auto decoded = Code<is_signed, OneRegister>::decode(lanes) * scale;
