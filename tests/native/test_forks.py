@@ -112,6 +112,22 @@ in_a_child(work)
 """)
 
 
+def test_a_forked_child_measures_on_several_threads_where_that_pays():
+    run_python(f"""
+{LARGE_STEP}
+torch.set_num_threads(4)
+grad = torch.linspace(-1, 1, 9 * 2**20)
+expected = fusedopt.get_total_norm([grad])
+def work():
+    norms = []
+    added = count_threads(
+        lambda: [norms.append(fusedopt.get_total_norm([grad])) for _ in range(20)])
+    assert 0 < added < 4, added
+    assert norms == [expected] * 20
+in_a_child(work)
+""")
+
+
 def test_a_forked_child_steps_where_no_thread_can_be_made():
     """Every part is done, by the calling thread."""
     run_python(f"""
@@ -209,5 +225,6 @@ if pid == 0:
     os._exit(0 if (param.detach().numpy() == -1).all() else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 """,
-        LD_PRELOAD=str(library),
+        # Behind a sanitizer's, which has to come first.
+        LD_PRELOAD=" ".join([*os.environ.get("LD_PRELOAD", "").split(), str(library)]),
     )
