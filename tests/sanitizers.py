@@ -28,24 +28,49 @@ ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "sanitize"
 
 # The tests that a sanitizer can say something about, in a few minutes. Left out are measurements of
-# memory, which a sanitizer needs for itself, and what reads the machine code.
+# memory, which a sanitizer needs for itself, what reads the machine code, and what says the same
+# many times.
 TESTS = [
     "torch_compat/test_amp.py",
     "native/test_attach.py",
     "native/test_reading.py",
     "native/test_forks.py",
+    "bits/test_at_iterate.py",
+    "bits/test_epilogue.py",
     "bits/test_layouts.py",
     "bits/test_long_runs.py",
+    "bits/test_norm.py",
     "native/test_processes.py",
+    "torch_compat/test_averaged.py",
+    "torch_compat/test_clipping_refusals.py",
+    "torch_compat/test_norms.py",
     "torch_compat/test_refusals.py",
     "torch_compat/test_refused_inputs.py",
     "native/test_runtime.py",
 ]
+# Of processes that a server forks, which has one thread: all sanitizers see what they do.
+RANKS = "torch_compat/test_distributed.py::test_wrapped[fsdp_norm-2]"
+CUDA_ON_THE_HOST = [
+    "cuda/test_cuda_emulated.py",
+    "cuda/test_cuda_norm.py",
+    "cuda/test_cuda_engine_norm.py",
+]
 NOT_THESE = (
     "not leak and not allocates_nothing and not gil_is_released and not no_thread_can_be_made"
+    " and not reads_every_page and not steps_in_flight"
 )
 # ThreadSanitizer itself does not support a forked child that makes threads.
 IN_ONE_THREAD = "native/test_forks.py::test_steps_in_forked_children_of_forked_children"
+# What works on several threads, OpenMP's or Python's.
+IN_THREADS = [
+    "native/test_runtime.py",
+    "native/test_processes.py",
+    "bits/test_epilogue.py::test_sizes_and_threads_write_nothing_outside",
+    "bits/test_norm.py::test_every_size_thread_count_and_instruction_set",
+    "bits/test_norm.py::test_threads_and_layouts_give_the_same_bits",
+    "cuda/test_cuda_engine.py::test_two_threads",
+    RANKS,
+]
 
 
 @dataclass
@@ -65,20 +90,20 @@ SANITIZERS = [
         "heap-buffer-overflow",
         "libasan.so",
         {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "PYTHONMALLOC": "malloc"},
-        [*TESTS, "cuda/test_cuda_emulated.py"],
+        [*TESTS, RANKS, *CUDA_ON_THE_HOST],
     ),
     Sanitizer(
         "undefined",
         "signed integer overflow",
         environment={"UBSAN_OPTIONS": "print_stacktrace=1"},
-        tests=[*TESTS, "cuda/test_cuda_emulated.py"],
+        tests=[*TESTS, RANKS, *CUDA_ON_THE_HOST],
     ),
     Sanitizer(
         "thread",
         "data race",
         "libtsan.so",
         {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:exitcode=66"},
-        [IN_ONE_THREAD, "native/test_runtime.py", "native/test_processes.py"],
+        [IN_ONE_THREAD, *IN_THREADS],
     ),
 ]
 
@@ -112,7 +137,8 @@ def library_path(name: str) -> str:
 def build(name: str) -> Path:
     """Builds and installs the package for a sanitizer or memcheck; returns where."""
     target = BUILD / name
-    defines = {"SANITIZE": name, "CUDA": "OFF", "TESTING": "ON"}
+    testing = "OFF" if name == "memcheck" else "ON"  # its program needs no module of the tests
+    defines = {"SANITIZE": name, "CUDA": "OFF", "TESTING": testing}
     settings = [f"cmake.define.FUSEDOPT_{key}={value}" for key, value in defines.items()]
     settings.append(f"build-dir={target}-build")
     must_run([

@@ -1,7 +1,7 @@
-// Steps tensors of every rule, dtype and kind of layout with the CPU engine, each in memory of just
-// its size, of which only the elements of the tensor are initialised: for valgrind's memcheck,
-// which finds an access outside of them and a result that depends on anything else. See
-// tests/sanitizers.py. With an argument it does one of both itself, to be found.
+// Steps tensors of every rule, dtype and kind of layout with the CPU engine, and measures them,
+// each in memory of just its size, of which only the elements of the tensor are initialised: for
+// valgrind's memcheck, which finds an access outside of them and a result that depends on anything
+// else. See tests/sanitizers.py. With an argument it does one of both itself, to be found.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +16,8 @@ namespace fusedopt {
 namespace {
 
 enum class Layout { kDense, kStrided, kTransposed };
+// Beside a penalty: an average whose memory holds nothing yet, or one that there is.
+enum class Following { kNothing, kFirstAverage, kLaterAverage };
 
 // A matrix of two strides.
 struct Tensor {
@@ -23,7 +25,7 @@ struct Tensor {
   Format format;
   std::unique_ptr<std::byte, decltype(&std::free)> memory;
 
-  Tensor(int64_t rows, int64_t columns, Layout layout, Format format)
+  Tensor(int64_t rows, int64_t columns, Layout layout, Format format, bool is_filled = true)
       : sizes{rows, columns}, format(format), memory(nullptr, std::free) {
     const bool is_transposed = layout == Layout::kTransposed;
     const int64_t gap = layout == Layout::kStrided ? 3 : 1;
@@ -31,7 +33,7 @@ struct Tensor {
     strides[1] = is_transposed ? rows : gap;
     const int64_t last = (rows - 1) * strides[0] + (columns - 1) * strides[1];
     memory.reset(static_cast<std::byte*>(std::malloc(static_cast<size_t>(last + 1) * size())));
-    for_each([&](std::byte* element) { std::memset(element, 0x3c, size()); });
+    if (is_filled) for_each([&](std::byte* element) { std::memset(element, 0x3c, size()); });
   }
 
   size_t size() const { return static_cast<size_t>(size_of(format)); }
@@ -61,12 +63,12 @@ struct Tensor {
 int64_t elements = 0, unchanged = 0;
 
 // A jump for each element, so that one which is not initialised is reported.
-void check(const Tensor& param) {
+void check(const Tensor& tensor) {
   std::byte before[sizeof(double)];
   std::memset(before, 0x3c, sizeof before);
-  param.for_each([&](const std::byte* element) {
+  tensor.for_each([&](const std::byte* element) {
     ++elements;
-    if (std::memcmp(element, before, param.size()) == 0) ++unchanged;
+    if (std::memcmp(element, before, tensor.size()) == 0) ++unchanged;
   });
 }
 
@@ -79,42 +81,53 @@ void run(UpdateList& list) {
 
 template <class Rule>
 void run_rule(unsigned index, const Hyperparameters& hyper, FormatMix formats, Layout layout,
-              Layout layout_of_grad, const float* grad_scale) {
+              Layout layout_of_grad, const float* grad_scale, Following following) {
   UpdateList list;
   list.clear(index);
   const RuleInfo info = rule_info<Rule>(index);
-  const unsigned used = info.used_states(hyper.variant(false)) << kFirstState | 3u;
+  const bool averages = following != Following::kNothing;
+  const bool is_first = following == Following::kFirstAverage;
+  const unsigned used = info.used_states(hyper.variant(false)) << kFirstState | 3u |
+                        unsigned{averages} << info.role_of_average();
   std::vector<std::unique_ptr<Tensor>> tensors;
-  std::vector<const Tensor*> params;
+  std::vector<const Tensor*> results;
   for (int64_t columns : {1, 7, 63, 64, 65, 257}) {
     std::vector<Operand> operands;
     std::vector<TensorView> views;
     std::vector<const char*> names;
     for (uint8_t role = 0; role < info.operand_names.size(); ++role) {
       if (!(used >> role & 1)) continue;
-      const bool is_grad = role == kGrad;
+      const bool is_grad = role == kGrad, is_average = role == info.role_of_average();
       const Format format = role == kParam ? formats.param
                             : is_grad      ? formats.grad
+                            : is_average   ? arithmetic_format(formats.param == Format::kFloat64)
                                            : formats.states;
+      const bool is_new = is_average && is_first, is_read_only = is_grad && grad_scale == nullptr;
       tensors.push_back(
-          std::make_unique<Tensor>(3, columns, is_grad ? layout_of_grad : layout, format));
+          std::make_unique<Tensor>(3, columns, is_grad ? layout_of_grad : layout, format, !is_new));
       views.push_back(tensors.back()->view());
       names.push_back(info.operand_names[role].c_str());
-      const bool is_read_only = is_grad && grad_scale == nullptr;
-      operands.push_back(
-          {.access = is_read_only ? Access::kRead : Access::kReadWrite, .role = role});
-      if (role == kParam) params.push_back(tensors.back().get());
+      operands.push_back({.access = is_new         ? Access::kWrite
+                                    : is_read_only ? Access::kRead
+                                                   : Access::kReadWrite,
+                          .role = role});
+      if (role == kParam || is_average) results.push_back(tensors.back().get());
     }
     validate(views, names);
     Update update;
     update.in_double = computes_in_double(views);
     update.variant = static_cast<uint16_t>(hyper.variant(false));
     update.scalars = hyper.add_scalars(list, 7, update.in_double);
+    if (averages) {
+      update.epilogue = list.add(Epilogue{.l1_threshold = 1e-3,
+                                          .average_weight = is_first ? 1 : 0.25,
+                                          .average = static_cast<uint32_t>(views.size() - 1)});
+    }
     list.add(update, views, operands);
   }
   list.set_prologue({.grad_scale = grad_scale, .found_inf = nullptr});
   for (int step = 0; step < 2; ++step) run(list);
-  for (const Tensor* param : params) check(*param);
+  for (const Tensor* result : results) check(*result);
 }
 
 template <class Rule>
@@ -125,11 +138,28 @@ void run_layouts(unsigned index, FormatMix formats) {
     const HyperparametersOf<Rule> hyper(Rule::read(options));
     for (Layout layout : {Layout::kDense, Layout::kStrided, Layout::kTransposed}) {
       for (Layout of_grad : {Layout::kDense, Layout::kStrided}) {
-        run_rule<Rule>(index, hyper, formats, layout, of_grad, nullptr);
-        run_rule<Rule>(index, hyper, formats, layout, of_grad, scale.get());
+        using enum Following;
+        run_rule<Rule>(index, hyper, formats, layout, of_grad, nullptr, kNothing);
+        run_rule<Rule>(index, hyper, formats, layout, of_grad, scale.get(), kNothing);
+        run_rule<Rule>(index, hyper, formats, layout, of_grad, nullptr, kFirstAverage);
+        run_rule<Rule>(index, hyper, formats, layout, of_grad, scale.get(), kLaterAverage);
       }
     }
   }
+}
+
+// One of them has several blocks of squares.
+void run_squares(Format format, Layout layout, const float* grad_scale) {
+  SquareList list;
+  std::vector<std::unique_ptr<Tensor>> tensors;
+  for (int64_t columns : {1, 7, 63, 64, 65, 257, 30000}) {
+    tensors.push_back(std::make_unique<Tensor>(3, columns, layout, format));
+    list.add(tensors.back()->view(), format == Format::kFloat64, 0);
+  }
+  ExactSum sum{};
+  std::unique_ptr<EngineMemory> memory;
+  cpu_engine().measure(list, {.grad_scale = grad_scale}, {}, memory, std::span(&sum, 1));
+  if (!(norm_of(sum) > 0)) std::abort();
 }
 
 void run_all() {
@@ -143,6 +173,13 @@ void run_all() {
     run_layouts<Rule>(index, {kBFloat16, kFloat64, kFloat32});
     return index++;
   });
+  const auto scale = std::make_unique<float>(2.0f);
+  for (Format format : {Format::kFloat32, Format::kFloat64, Format::kBFloat16, Format::kFloat16}) {
+    for (Layout layout : {Layout::kDense, Layout::kStrided, Layout::kTransposed}) {
+      run_squares(format, layout, nullptr);
+      run_squares(format, layout, scale.get());
+    }
+  }
   std::printf("%lld elements, %lld of them unchanged\n", static_cast<long long>(elements),
               static_cast<long long>(unchanged));
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -20,24 +21,31 @@ from helpers import bits, run_python, snapshot
 # Threads
 
 
-def train(row, dtype, seed):
-    """The bits of parameters and states after some steps, large enough for several threads."""
+NUMEL = 300_000  # enough for several threads, of a step and of a norm
+EVERYTHING = {"l1": 0.01, "ema_decay": 0.9, "max_grad_norm": 1.0}
+
+
+def train(row, dtype, seed, options):
+    """The bits of parameters and states after some steps, and of the average in its place."""
     generator = torch.Generator().manual_seed(seed)
-    param = torch.nn.Parameter(torch.randn(100_000, generator=generator).to(dtype))
-    optimizer = row.optimizer([param])
+    param = torch.nn.Parameter(torch.randn(NUMEL, generator=generator).to(dtype))
+    optimizer = row.optimizer([param], **options)
     for _ in range(4):
-        param.grad = torch.randn(100_000, generator=generator).to(dtype)
+        param.grad = torch.randn(NUMEL, generator=generator).to(dtype)
         optimizer.step()
-    return [bits(param), *(bits(state) for state in optimizer.state[param].values())]
+    with optimizer.averaged() if options else contextlib.nullcontext():
+        found = bits(param).copy()
+    return [found, bits(param), *(bits(state) for state in optimizer.state[param].values())]
 
 
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["", "everything"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_optimizer_at_once(dtype):
+def test_every_optimizer_at_once(dtype, options):
     """One Python thread for each, all of them with two OpenMP threads."""
     results = {}
 
     def work(seed):
-        results[seed] = train(ROWS[seed], dtype, seed)
+        results[seed] = train(ROWS[seed], dtype, seed, options)
 
     with threads(2):
         workers = [threading.Thread(target=work, args=(seed,)) for seed in range(len(ROWS))]
@@ -46,7 +54,7 @@ def test_every_optimizer_at_once(dtype):
         for worker in workers:
             worker.join()
     for seed, row in enumerate(ROWS):
-        for ours, expected in zip(results[seed], train(row, dtype, seed), strict=True):
+        for ours, expected in zip(results[seed], train(row, dtype, seed, options), strict=True):
             assert np.array_equal(ours, expected), row.name
 
 
