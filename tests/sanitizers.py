@@ -102,7 +102,8 @@ SANITIZERS = [
         "thread",
         "data race",
         "libtsan.so",
-        {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:exitcode=66"},
+        # A process ends at once: those that tests keep as ranks are killed, whatever they found.
+        {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:exitcode=66:halt_on_error=1"},
         [IN_ONE_THREAD, *IN_THREADS],
     ),
 ]
@@ -175,7 +176,9 @@ def check_sanitizer(sanitizer: Sanitizer) -> list[str]:
     if nothing.returncode != 0:
         problems.append(f"reported a fault where there is none\n{nothing.stdout}")
     tests = [f"tests/{name}" for name in sanitizer.tests]
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", NOT_THESE]
+    # Not by descriptor: what a sanitizer writes as it ends the process would be lost with it.
+    options = ["-q", "-p", "no:cacheprovider", "--capture=sys", "-k", NOT_THESE]
+    pytest = [sys.executable, "-m", "pytest", *options]
     if run([*pytest, *tests], environment, show=True).returncode != 0:
         problems.append("tests failed or faults were found, see above")
     return problems
