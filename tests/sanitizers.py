@@ -37,6 +37,7 @@ TESTS = [
     "native/test_forks.py",
     "bits/test_at_iterate.py",
     "bits/test_epilogue.py",
+    "bits/test_fewer_bytes.py",
     "bits/test_layouts.py",
     "bits/test_long_runs.py",
     "bits/test_norm.py",
