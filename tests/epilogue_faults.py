@@ -37,6 +37,7 @@ MUTANTS = [
             "if (true) {\n",
         ),
         ("nothing is shrunk", "epilogue_->l1_threshold != 0", "false"),
+        ("parameters taken as stored", "if (epilogue != nullptr) formats.param = number;", ""),
         found_by=OF_EPILOGUE,
     ),
     *rule(

@@ -66,18 +66,24 @@ struct BFloat16Codec {
   // What the lower half holds means nothing.
   FUSEDOPT_FN static uint32_t encode_in_upper_half(float number) {
     const uint32_t bits = std::bit_cast<uint32_t>(number);
-    const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
-    return number != number ? uint32_t{kNarrowNan} << 16 : rounded;
+    return unless_nan(number, bits + 0x7fff + (bits >> 16 & 1));
   }
   FUSEDOPT_FN static Stored encode(double number) { return encode(round_to_odd(number)); }
+
+ protected:
+  FUSEDOPT_FN static uint32_t unless_nan(float number, uint32_t rounded) {
+    return number != number ? uint32_t{kNarrowNan} << 16 : rounded;
+  }
 };
 
 // One of the two bfloat16 around a number, the nearer the likelier: 16 random bits decide.
 // Infinities are what they are, as all numbers whose lower half is 0.
 struct StochasticBFloat16Codec : BFloat16Codec {
   FUSEDOPT_FN static Stored encode(float number, uint16_t random_bits) {
-    const uint32_t rounded = std::bit_cast<uint32_t>(number) + random_bits;
-    return static_cast<Stored>(number != number ? kNarrowNan : rounded >> 16);
+    return static_cast<Stored>(encode_in_upper_half(number, random_bits) >> 16);
+  }
+  FUSEDOPT_FN static uint32_t encode_in_upper_half(float number, uint32_t random_bits) {
+    return unless_nan(number, std::bit_cast<uint32_t>(number) + random_bits);
   }
 };
 
@@ -88,14 +94,21 @@ struct MasterBFloat16Codec {
   using Stored = uint16_t;
 
   FUSEDOPT_FN static float decode(Stored stored, int16_t remainder) {
-    const auto upper = static_cast<uint16_t>(stored - (remainder < 0 ? 1 : 0));
-    return std::bit_cast<float>(uint32_t{upper} << 16 | static_cast<uint16_t>(remainder));
+    return join(uint32_t{stored} << 16, static_cast<uint16_t>(remainder));
+  }
+  // Of the bfloat16 in the upper half of a word and the remainder in the lower half of another.
+  FUSEDOPT_FN static float join(uint32_t stored, uint32_t remainder) {
+    return std::bit_cast<float>((stored | remainder) - (remainder >> 15 << 16));
+  }
+
+  FUSEDOPT_FN static Stored encode(float number) {
+    return static_cast<Stored>(encode_in_upper_half(number) >> 16);
+  }
+  FUSEDOPT_FN static uint32_t encode_in_upper_half(float number) {
+    return bits_of(number) + 0x8000;
   }
   FUSEDOPT_FN static int16_t remainder_of(float number) {
     return static_cast<int16_t>(bits_of(number) & 0xffff);
-  }
-  FUSEDOPT_FN static Stored encode(float number) {
-    return static_cast<Stored>((bits_of(number) + 0x8000) >> 16);
   }
 
  private:
@@ -159,6 +172,10 @@ template <>
 struct CodecOf<Format::kBFloat16> : BFloat16Codec {};
 template <>
 struct CodecOf<Format::kFloat16> : Float16Codec {};
+template <>
+struct CodecOf<Format::kStochasticBFloat16> : StochasticBFloat16Codec {};
+template <>
+struct CodecOf<Format::kMasterBFloat16> : MasterBFloat16Codec {};
 
 // Calls f.template operator()<Codec>() with the codec of a format that is known as the program
 // runs.

@@ -18,6 +18,13 @@ struct Draws {
   uint32_t param = 0;  // its number in the order of the parameter groups
   uint32_t step = 0;   // the count of the step that rounds
   int64_t first = 0;   // index of the update's first element; not 0 in a part of a larger tensor
+
+  // Those of the elements from one of the update's on.
+  Draws from(int64_t element) const {
+    Draws draws = *this;
+    draws.first += element;
+    return draws;
+  }
 };
 
 // Of so many neighbouring elements kDrawCalls calls of the generator give 16 bits to each. The

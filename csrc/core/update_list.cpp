@@ -19,7 +19,8 @@ void UpdateList::add(Update update, TensorViews tensors, std::span<const Operand
     operand.data = tensors[k].data;
     operand.format = tensors[k].format;
     update.is_plain = update.is_plain && operand.is_read();
-    if (k > kFirstState && operand.format != tensors[kFirstState].format) update.is_plain = false;
+    if (k <= kFirstState || operand.format == Format::kRemainder) continue;
+    if (operand.format != tensors[kFirstState].format) update.is_plain = false;
   }
   const Format of_param = tensors[kParam].format;
   update.formats = {of_param, tensors[kGrad].format,

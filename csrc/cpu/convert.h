@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "core/codec.h"
+#include "cpu/kernels.h"
 
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
@@ -102,28 +103,101 @@ FUSEDOPT_FN void encode_lanes(const T* from, typename Codec::Stored* to) {
   }
 }
 
-// The same for bfloat16 where the order does not matter, as long as all operands have the same: two
-// elements in one word of 32 bits, of which the first goes to the first half of the numbers and the
-// other one to the second. On registers this shuffles nothing.
-constexpr uint32_t kUpperHalf = 0xffff0000;
-static_assert(std::endian::native == std::endian::little);
-
-FUSEDOPT_FN void decode_pairs(const uint16_t* from, float* to) {
-  FUSEDOPT_SHORT_LOOP
-  for (int64_t i = 0; i < kRegister; ++i) {
-    uint32_t word;
-    std::memcpy(&word, from + 2 * i, sizeof word);
-    to[i] = std::bit_cast<float>(word << 16);
-    to[kRegister + i] = std::bit_cast<float>(word & kUpperHalf);
+// As many elements of an operand, one or kLanes, from the i-th on.
+template <Format format, int64_t lanes, class T>
+FUSEDOPT_FN void decode_elements(const StoredBlock& from, int64_t i, T* to) {
+  using Codec = CodecOf<format>;
+  const auto* const stored = static_cast<const typename Codec::Stored*>(from.elements) + i;
+  if constexpr (format == Format::kMasterBFloat16) {
+    const int16_t* const remainders = from.remainders + i;
+    FUSEDOPT_SHORT_LOOP
+    for (int64_t l = 0; l < lanes; ++l) to[l] = Codec::decode(stored[l], remainders[l]);
+  } else if constexpr (lanes == kLanes) {
+    decode_lanes<Codec>(stored, to);
+  } else {
+    for (int64_t l = 0; l < lanes; ++l) to[l] = Codec::template decode<T>(stored[l]);
   }
 }
 
-FUSEDOPT_FN void encode_pairs(const float* from, uint16_t* to) {
+template <Format format, int64_t lanes, class T>
+FUSEDOPT_FN void encode_elements(const T* from, const StoredBlock& to, int64_t i) {
+  using Codec = CodecOf<format>;
+  auto* const stored = static_cast<typename Codec::Stored*>(to.elements) + i;
+  if constexpr (format == Format::kMasterBFloat16) {
+    int16_t* const remainders = to.remainders + i;
+    FUSEDOPT_SHORT_LOOP
+    for (int64_t l = 0; l < lanes; ++l) {
+      const auto number = static_cast<float>(from[l]);
+      stored[l] = Codec::encode(number);
+      remainders[l] = Codec::remainder_of(number);
+    }
+  } else if constexpr (format == Format::kStochasticBFloat16) {
+    const uint16_t* const random_bits = to.random_bits + i;
+    FUSEDOPT_SHORT_LOOP
+    for (int64_t l = 0; l < lanes; ++l) {
+      stored[l] = Codec::encode(static_cast<float>(from[l]), random_bits[l]);
+    }
+  } else if constexpr (lanes == kLanes) {
+    encode_lanes<Codec>(from, stored);
+  } else {
+    for (int64_t l = 0; l < lanes; ++l) stored[l] = Codec::encode(from[l]);
+  }
+}
+
+// kLanes elements where all operands are bfloat16, and what belongs to them has 16 bits each, too.
+// Then their order does not matter as long as it is the same everywhere: two elements in one word
+// of 32 bits, of which the first goes to the first half of the numbers and the other one to the
+// second. On registers this shuffles nothing.
+constexpr uint32_t kUpperHalf = 0xffff0000;
+static_assert(std::endian::native == std::endian::little);
+
+FUSEDOPT_FN uint32_t load_pair(const void* from, int64_t i) {
+  uint32_t word;
+  std::memcpy(&word, static_cast<const uint16_t*>(from) + i, sizeof word);
+  return word;
+}
+FUSEDOPT_FN void store_pair(uint32_t word, void* to, int64_t i) {
+  std::memcpy(static_cast<uint16_t*>(to) + i, &word, sizeof word);
+}
+
+template <Format format>
+FUSEDOPT_FN void decode_pairs(const StoredBlock& from, int64_t i, float* to) {
   FUSEDOPT_SHORT_LOOP
-  for (int64_t i = 0; i < kRegister; ++i) {
-    const uint32_t word = BFloat16Codec::encode_in_upper_half(from[i]) >> 16 |
-                          (BFloat16Codec::encode_in_upper_half(from[kRegister + i]) & kUpperHalf);
-    std::memcpy(to + 2 * i, &word, sizeof word);
+  for (int64_t l = 0; l < kRegister; ++l) {
+    const uint32_t stored = load_pair(from.elements, i + 2 * l);
+    const uint32_t first = stored << 16, second = stored & kUpperHalf;
+    if constexpr (format == Format::kMasterBFloat16) {
+      const uint32_t remainders = load_pair(from.remainders, i + 2 * l);
+      to[l] = MasterBFloat16Codec::join(first, remainders & ~kUpperHalf);
+      to[kRegister + l] = MasterBFloat16Codec::join(second, remainders >> 16);
+    } else {
+      to[l] = std::bit_cast<float>(first);
+      to[kRegister + l] = std::bit_cast<float>(second);
+    }
+  }
+}
+
+template <Format format>
+FUSEDOPT_FN void encode_pairs(const float* from, const StoredBlock& to, int64_t i) {
+  using Codec = CodecOf<format>;
+  FUSEDOPT_SHORT_LOOP
+  for (int64_t l = 0; l < kRegister; ++l) {
+    const float first = from[l], second = from[kRegister + l];
+    uint32_t lower, upper;
+    if constexpr (format == Format::kStochasticBFloat16) {
+      const uint32_t random_bits = load_pair(to.random_bits, i + 2 * l);
+      lower = Codec::encode_in_upper_half(first, random_bits & ~kUpperHalf);
+      upper = Codec::encode_in_upper_half(second, random_bits >> 16);
+    } else {
+      lower = Codec::encode_in_upper_half(first);
+      upper = Codec::encode_in_upper_half(second);
+    }
+    store_pair(lower >> 16 | (upper & kUpperHalf), to.elements, i + 2 * l);
+    if constexpr (format == Format::kMasterBFloat16) {
+      const auto of_first = static_cast<uint16_t>(Codec::remainder_of(first));
+      const auto of_second = static_cast<uint16_t>(Codec::remainder_of(second));
+      store_pair(of_first | uint32_t{of_second} << 16, to.remainders, i + 2 * l);
+    }
   }
 }
 

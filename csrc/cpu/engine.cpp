@@ -29,7 +29,9 @@ void update_range(const KernelTable& isa, const UpdateList& list, const Update& 
     const auto size = static_cast<int64_t>(size_of(operands[k].format));
     addresses[k] = static_cast<char*>(operands[k].data) + begin * size;
   }
-  kernel(addresses, list.scalars(update), end - begin);
+  Draws draws;
+  if (update.draws != Update::kNone) draws = list.draws(update)->from(begin);
+  kernel(addresses, list.scalars(update), &draws, end - begin);
 }
 
 // Part `part` of the updates of a round.

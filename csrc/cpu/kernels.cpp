@@ -22,113 +22,166 @@ constexpr Format format_of(const FormatMix& formats, unsigned operand) {
   return operand == kParam ? formats.param : operand == kGrad ? formats.grad : formats.states;
 }
 
-// The formats of one kernel, and the type that it computes in.
+// What one kernel takes, and the type that it computes in.
 template <size_t formats>
-struct Codecs {
-  static constexpr FormatMix kFormats = kUsualFormats[formats];
-  using Param = CodecOf<kFormats.param>;
-  using Grad = CodecOf<kFormats.grad>;
-  using State = CodecOf<kFormats.states>;
-  static constexpr bool kInDouble = kFormats.param == Format::kFloat64 ||
-                                    kFormats.grad == Format::kFloat64 ||
-                                    kFormats.states == Format::kFloat64;
+struct Formats {
+  static constexpr FormatMix kMix = kUsualFormats[formats];
+  static constexpr bool kInDouble = kMix.param == Format::kFloat64;
   using T = std::conditional_t<kInDouble, double, float>;
-  static constexpr bool kInPairs =
-      kFormats == FormatMix{Format::kBFloat16, Format::kBFloat16, Format::kBFloat16};
+
+  static constexpr bool are_all(auto property) {
+    return property(kMix.param) && property(kMix.grad) && property(kMix.states);
+  }
   // Arrays of T itself: there is nothing to decode.
-  static constexpr bool kAreNumbers = std::is_same_v<typename Param::Stored, T> &&
-                                      std::is_same_v<typename Grad::Stored, T> &&
-                                      std::is_same_v<typename State::Stored, T>;
+  static constexpr bool kAreNumbers =
+      are_all([](Format format) { return format == arithmetic_format(kInDouble); });
+  static constexpr bool kInPairs =
+      are_all([](Format format) { return plain_format(format) == Format::kBFloat16; });
 };
 
 // Decode, rule, encode: `lanes` elements that lie side by side, either one or kLanes.
-template <class Rule, unsigned variant, class Codecs, int64_t lanes>
+template <class Rule, unsigned variant, class Formats, int64_t lanes>
 class Elements {
  public:
-  using T = typename Codecs::T;
+  using T = typename Formats::T;
   using Scalars = KernelScalars<Rule, T>;
   static constexpr unsigned kUsed = used_states<Rule>(rule_variant(variant));
   static constexpr unsigned kOperands = kFirstState + std::popcount(kUsed);
   static constexpr bool kHasL2Penalty = (variant & kL2Penalty) != 0;
+  static constexpr bool kHasRemainder = Formats::kMix.param == Format::kMasterBFloat16;
 
-  FUSEDOPT_FN static void update(void* const* operands, const Scalars& scalars, int64_t i) {
-    update(operands, scalars, i, std::make_index_sequence<Rule::kStates.size()>{});
+  static constexpr Format format(unsigned operand) { return format_of(Formats::kMix, operand); }
+  static constexpr unsigned kDrawing = [] {
+    unsigned drawing = 0;
+    for (unsigned k = 0; k < kOperands; ++k) drawing += draws_random_bits(format(k));
+    return drawing;
+  }();
+
+  // The operands from an element on.
+  using Blocks = std::array<StoredBlock, kOperands>;
+  FUSEDOPT_FN static Blocks blocks(void* const* addresses, int64_t first) {
+    Blocks blocks;
+    for (unsigned k = 0; k < kOperands; ++k) {
+      const auto offset = static_cast<size_t>(first) * size_of(format(k));
+      blocks[k].elements = static_cast<std::byte*>(addresses[k]) + offset;
+    }
+    if constexpr (kHasRemainder) {
+      blocks[kParam].remainders = static_cast<int16_t*>(addresses[kOperands]) + first;
+    }
+    return blocks;
   }
 
-  FUSEDOPT_FN static void prefetch(void* const* operands, int64_t i) {
+  // The random bits of a group of them, or of fewer elements.
+  struct RandomBits {
+    alignas(64) uint16_t of_operand[kDrawing + 1][2 * kDrawGroup];
+  };
+  FUSEDOPT_FN static void draw(const Draws& draws, int64_t n, RandomBits& bits, Blocks& blocks) {
+    unsigned drawn = 0;
     for (unsigned k = 0; k < kOperands; ++k) {
-      const size_t size = size_of(format_of(Codecs::kFormats, k));
-      __builtin_prefetch(static_cast<const char*>(operands[k]) + static_cast<size_t>(i) * size, 1);
+      if (!draws_random_bits(format(k))) continue;
+      blocks[k].random_bits = draw_random_bits(draws, role_of(k), n, bits.of_operand[drawn++]);
     }
+  }
+
+  FUSEDOPT_FN static void update(const Blocks& blocks, const Scalars& scalars, int64_t i) {
+    update(blocks, scalars, i, std::make_index_sequence<Rule::kStates.size()>{});
+  }
+
+  FUSEDOPT_FN static void prefetch(const Blocks& blocks, int64_t i) {
+    for (unsigned k = 0; k < kOperands; ++k) {
+      const auto* const first = static_cast<const std::byte*>(blocks[k].elements);
+      __builtin_prefetch(first + static_cast<size_t>(i) * size_of(format(k)), 1);
+    }
+    if constexpr (kHasRemainder) __builtin_prefetch(blocks[kParam].remainders + i, 1);
   }
 
  private:
   static constexpr bool is_used(size_t state) { return kUsed >> state & 1; }
-  static constexpr size_t operand_of(size_t state) {
-    return kFirstState + static_cast<size_t>(std::popcount(kUsed & ((1u << state) - 1)));
+  static constexpr unsigned operand_of(size_t state) {
+    return kFirstState + static_cast<unsigned>(std::popcount(kUsed & ((1u << state) - 1)));
+  }
+  static constexpr unsigned role_of(unsigned operand) {
+    unsigned role = operand;
+    while (role >= kFirstState &&
+           !(is_used(role - kFirstState) && operand_of(role - kFirstState) == operand)) {
+      ++role;
+    }
+    return role;
   }
 
-  template <class Codec>
-  FUSEDOPT_FN static void load(const void* operand, int64_t i, T (&to)[lanes]) {
-    const auto* const from = static_cast<const typename Codec::Stored*>(operand) + i;
-    if constexpr (Codecs::kInPairs) {
-      decode_pairs(from, to);
-    } else if constexpr (lanes == kLanes) {
-      decode_lanes<Codec>(from, to);
+  template <unsigned k>
+  FUSEDOPT_FN static void load(const Blocks& blocks, int64_t i, T (&to)[lanes]) {
+    if constexpr (Formats::kInPairs) {
+      decode_pairs<format(k)>(blocks[k], i, to);
     } else {
-      to[0] = Codec::template decode<T>(*from);
+      decode_elements<format(k), lanes>(blocks[k], i, to);
     }
   }
 
-  template <class Codec>
-  FUSEDOPT_FN static void store(const T (&from)[lanes], void* operand, int64_t i) {
-    auto* const to = static_cast<typename Codec::Stored*>(operand) + i;
-    if constexpr (Codecs::kInPairs) {
-      encode_pairs(from, to);
-    } else if constexpr (lanes == kLanes) {
-      encode_lanes<Codec>(from, to);
+  template <unsigned k>
+  FUSEDOPT_FN static void store(const T (&from)[lanes], const Blocks& blocks, int64_t i) {
+    if constexpr (Formats::kInPairs) {
+      encode_pairs<format(k)>(from, blocks[k], i);
     } else {
-      *to = Codec::encode(from[0]);
+      encode_elements<format(k), lanes>(from, blocks[k], i);
     }
+  }
+
+  // Nobody reads a state that the variant does not use.
+  template <size_t state>
+  FUSEDOPT_FN static void load_state(const Blocks& blocks, int64_t i, T (&to)[lanes]) {
+    if constexpr (is_used(state)) {
+      load<operand_of(state)>(blocks, i, to);
+    } else {
+      FUSEDOPT_SHORT_LOOP
+      for (int64_t l = 0; l < lanes; ++l) to[l] = 0;
+    }
+  }
+
+  template <size_t state>
+  FUSEDOPT_FN static void store_state(const T (&from)[lanes], const Blocks& blocks, int64_t i) {
+    if constexpr (is_used(state)) store<operand_of(state)>(from, blocks, i);
   }
 
   template <size_t... state>
-  FUSEDOPT_FN static void update(void* const* operands, const Scalars& scalars, int64_t i,
+  FUSEDOPT_FN static void update(const Blocks& blocks, const Scalars& scalars, int64_t i,
                                  std::index_sequence<state...>) {
-    T param[lanes], grad[lanes], states[sizeof...(state) + 1][lanes] = {};
-    load<typename Codecs::Param>(operands[kParam], i, param);
-    load<typename Codecs::Grad>(operands[kGrad], i, grad);
-    (void)((is_used(state) &&
-            (load<typename Codecs::State>(operands[operand_of(state)], i, states[state]), true)),
-           ...);
+    T param[lanes], grad[lanes], states[sizeof...(state) + 1][lanes];
+    load<kParam>(blocks, i, param);
+    load<kGrad>(blocks, i, grad);
+    (load_state<state>(blocks, i, states[state]), ...);
     FUSEDOPT_SHORT_LOOP
     for (int64_t l = 0; l < lanes; ++l) {
       update_element<Rule, rule_variant(variant)>(param[l], grad[l], kHasL2Penalty, scalars,
                                                   states[state][l]...);
     }
-    store<typename Codecs::Param>(param, operands[kParam], i);
-    (void)((is_used(state) &&
-            (store<typename Codecs::State>(states[state], operands[operand_of(state)], i), true)),
-           ...);
+    store<kParam>(param, blocks, i);
+    (store_state<state>(states[state], blocks, i), ...);
   }
 };
 
-// Fewer elements than are computed together: copied, updated and copied back.
+// Fewer elements than are computed together: copied, updated and copied back. Not inlined: beside
+// it in one function, what a loop computes does not stay in registers.
 template <unsigned operand_count>
-void update_tail(Kernel kernel, const FormatMix& formats, void* const* operands,
-                 const void* scalars, int64_t first, int64_t count) {
-  alignas(64) std::byte copies[operand_count][kLanes * sizeof(double)] = {};
-  void* addresses[operand_count];
+__attribute__((noinline)) void update_tail(Kernel kernel, const FormatMix& formats,
+                                           void* const* operands, const void* scalars,
+                                           const Draws* draws, int64_t first, int64_t count) {
+  constexpr unsigned kMostArrays = operand_count + 1;
+  alignas(64) std::byte copies[kMostArrays][kLanes * sizeof(double)] = {};
+  void* addresses[kMostArrays];
+  const bool has_remainder = formats.param == Format::kMasterBFloat16;
   const auto for_each = [&](auto copy) {
-    for (unsigned k = 0; k < operand_count; ++k) {
-      const size_t size = size_of(format_of(formats, k));
+    for (unsigned k = 0; k < operand_count + has_remainder; ++k) {
+      const Format format = k < operand_count ? format_of(formats, k) : Format::kRemainder;
+      const size_t size = size_of(format);
       copy(k, static_cast<std::byte*>(operands[k]) + static_cast<size_t>(first) * size,
            static_cast<size_t>(count) * size);
       addresses[k] = copies[k];
     }
   };
   for_each([&](unsigned k, const void* from, size_t size) { std::memcpy(copies[k], from, size); });
-  kernel(addresses, scalars, kLanes);
+  const Draws of_tail = draws == nullptr ? Draws{} : draws->from(first);
+  kernel(addresses, scalars, &of_tail, kLanes);
   for_each([&](unsigned k, void* to, size_t size) {
     if (k != kGrad) std::memcpy(to, copies[k], size);
   });
@@ -139,24 +192,31 @@ void update_tail(Kernel kernel, const FormatMix& formats, void* const* operands,
 constexpr int64_t kPrefetchAhead = 1024;
 
 template <class Rule, unsigned variant, size_t formats>
-void kernel(void* const* operands, const void* packed_scalars, int64_t n) {
-  using C = Codecs<formats>;
-  const auto scalars = *static_cast<const KernelScalars<Rule, typename C::T>*>(packed_scalars);
-  if constexpr (C::kAreNumbers) {
+void kernel(void* const* operands, const void* packed_scalars, const Draws* draws, int64_t n) {
+  using F = Formats<formats>;
+  const auto scalars = *static_cast<const KernelScalars<Rule, typename F::T>*>(packed_scalars);
+  if constexpr (F::kAreNumbers) {
+    using One = Elements<Rule, variant, F, 1>;
+    const auto blocks = One::blocks(operands, 0);
     FUSEDOPT_INDEPENDENT_ITERATIONS
-    for (int64_t i = 0; i < n; ++i) {
-      Elements<Rule, variant, C, 1>::update(operands, scalars, i);
-    }
+    for (int64_t i = 0; i < n; ++i) One::update(blocks, scalars, i);
   } else {
-    using Lanes = Elements<Rule, variant, C, kLanes>;
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-      Lanes::prefetch(operands, std::min(i + kPrefetchAhead, n - kLanes));
-      Lanes::update(operands, scalars, i);
+    using Lanes = Elements<Rule, variant, F, kLanes>;
+    [[maybe_unused]] typename Lanes::RandomBits bits;
+    const int64_t whole = n - n % kLanes;
+    const int64_t run = Lanes::kDrawing > 0 ? kDrawGroup : whole;
+    for (int64_t first = 0; first < whole; first += run) {
+      auto blocks = Lanes::blocks(operands, first);
+      const int64_t left = whole - first, count = std::min(run, left);
+      if constexpr (Lanes::kDrawing > 0) Lanes::draw(draws->from(first), count, bits, blocks);
+      for (int64_t i = 0; i < count; i += kLanes) {
+        Lanes::prefetch(blocks, std::min(i + kPrefetchAhead, left - kLanes));
+        Lanes::update(blocks, scalars, i);
+      }
     }
-    if (i == n) return;
-    update_tail<Lanes::kOperands>(kernel<Rule, variant, formats>, C::kFormats, operands,
-                                  packed_scalars, i, n - i);
+    if (whole == n) return;
+    update_tail<Lanes::kOperands>(kernel<Rule, variant, formats>, F::kMix, operands, packed_scalars,
+                                  draws, whole, n - whole);
   }
 }
 

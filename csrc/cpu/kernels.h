@@ -13,16 +13,28 @@
 namespace fusedopt::cpu {
 
 // The combinations of formats that one loop decodes, computes and encodes. Any other goes through
-// blocks in the format of the arithmetic (pipeline.h), for which the first two are the kernels.
+// blocks, in which a kernel finds as numbers of the arithmetic what it does not take as it is
+// stored (pipeline.h).
 inline constexpr std::array kUsualFormats = {
     FormatMix{Format::kFloat32, Format::kFloat32, Format::kFloat32},
     FormatMix{Format::kFloat64, Format::kFloat64, Format::kFloat64},
     FormatMix{Format::kBFloat16, Format::kBFloat16, Format::kBFloat16},
     FormatMix{Format::kFloat16, Format::kFloat16, Format::kFloat16},
+    FormatMix{Format::kFloat32, Format::kFloat32, Format::kStochasticBFloat16},
+    FormatMix{Format::kFloat32, Format::kBFloat16, Format::kFloat32},
+    FormatMix{Format::kFloat32, Format::kBFloat16, Format::kStochasticBFloat16},
+    FormatMix{Format::kMasterBFloat16, Format::kBFloat16, Format::kFloat32},
+    FormatMix{Format::kMasterBFloat16, Format::kBFloat16, Format::kBFloat16},
+    FormatMix{Format::kMasterBFloat16, Format::kBFloat16, Format::kStochasticBFloat16},
+    FormatMix{Format::kStochasticBFloat16, Format::kBFloat16, Format::kFloat32},
+    FormatMix{Format::kStochasticBFloat16, Format::kBFloat16, Format::kBFloat16},
+    FormatMix{Format::kStochasticBFloat16, Format::kBFloat16, Format::kStochasticBFloat16},
 };
 
-// Updates n elements. operands: param, grad, and the states that the variant uses.
-using Kernel = void (*)(void* const* operands, const void* scalars, int64_t n);
+// Updates n elements. operands: param, grad, and the states that the variant uses; then the
+// remainder, where the parameter has a master. draws: from the first element on, where any is
+// rounded with random bits.
+using Kernel = void (*)(void* const* operands, const void* scalars, const Draws* draws, int64_t n);
 
 // Of a block's numbers: the largest finite magnitude, which is the scale of their codes.
 struct BlockRange {
@@ -49,7 +61,7 @@ struct KernelTable {
   // does not convert between the format and that of the arithmetic.
   std::array<const Kernel*, AllRules::kCount> kernels;
 
-  // Null for what goes through blocks.
+  // Null where there is none.
   Kernel find_kernel(size_t rule, unsigned variant, const FormatMix& formats) const {
     for (size_t usual = 0; usual < kUsualFormats.size(); ++usual) {
       if (kUsualFormats[usual] == formats) {
@@ -67,8 +79,9 @@ struct KernelTable {
   // [in_double]
   BlockRange (*find_range[2])(const void* numbers, int64_t n);
 
-  // The random bits of a group of kDrawGroup elements of an operand, by its role.
-  void (*draw)(const Draws& draws, uint32_t operand, int64_t group, uint16_t* random_bits);
+  // The random bits of kDrawGroup elements at most, from the first on, of an operand by its role.
+  // They lie in one group or in two, which random_bits has room for.
+  const uint16_t* (*draw)(const Draws& draws, uint32_t operand, int64_t n, uint16_t* random_bits);
 
   // Divides gradients in the format of the arithmetic by the scale of a gradient scaler.
   // [in_double]

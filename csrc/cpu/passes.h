@@ -17,50 +17,17 @@ namespace fusedopt::cpu {
 namespace {
 
 template <Format format, class T>
-void decode_plain(const StoredBlock& from, T* numbers, int64_t n) {
-  using Codec = CodecOf<format>;
-  const auto* const stored = static_cast<const typename Codec::Stored*>(from.elements);
+void decode_numbers(const StoredBlock& from, T* numbers, int64_t n) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) decode_lanes<Codec>(stored + i, numbers + i);
-  for (; i < n; ++i) numbers[i] = Codec::template decode<T>(stored[i]);
+  for (; i + kLanes <= n; i += kLanes) decode_elements<format, kLanes>(from, i, numbers + i);
+  for (; i < n; ++i) decode_elements<format, 1>(from, i, numbers + i);
 }
 
 template <Format format, class T>
-void encode_plain(const T* numbers, const StoredBlock& to, int64_t n) {
-  using Codec = CodecOf<format>;
-  auto* const stored = static_cast<typename Codec::Stored*>(to.elements);
+void encode_numbers(const T* numbers, const StoredBlock& to, int64_t n) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) encode_lanes<Codec>(numbers + i, stored + i);
-  for (; i < n; ++i) stored[i] = Codec::encode(numbers[i]);
-}
-
-template <class T>
-void encode_stochastically(const T* numbers, const StoredBlock& to, int64_t n) {
-  auto* const stored = static_cast<uint16_t*>(to.elements);
-  FUSEDOPT_INDEPENDENT_ITERATIONS
-  for (int64_t i = 0; i < n; ++i) {
-    stored[i] = StochasticBFloat16Codec::encode(static_cast<float>(numbers[i]), to.random_bits[i]);
-  }
-}
-
-template <class T>
-void decode_master(const StoredBlock& from, T* numbers, int64_t n) {
-  const auto* const stored = static_cast<const uint16_t*>(from.elements);
-  FUSEDOPT_INDEPENDENT_ITERATIONS
-  for (int64_t i = 0; i < n; ++i) {
-    numbers[i] = MasterBFloat16Codec::decode(stored[i], from.remainders[i]);
-  }
-}
-
-template <class T>
-void encode_master(const T* numbers, const StoredBlock& to, int64_t n) {
-  auto* const stored = static_cast<uint16_t*>(to.elements);
-  FUSEDOPT_INDEPENDENT_ITERATIONS
-  for (int64_t i = 0; i < n; ++i) {
-    const auto number = static_cast<float>(numbers[i]);
-    stored[i] = MasterBFloat16Codec::encode(number);
-    to.remainders[i] = MasterBFloat16Codec::remainder_of(number);
-  }
+  for (; i + kLanes <= n; i += kLanes) encode_elements<format, kLanes>(numbers + i, to, i);
+  for (; i < n; ++i) encode_elements<format, 1>(numbers + i, to, i);
 }
 
 // A block's numbers as floats: themselves, or copies.
@@ -135,28 +102,20 @@ void encode_codes(const T* numbers, const StoredBlock& to, int64_t n) {
 template <Format format, class T>
 void decode_block(const StoredBlock& from, void* to, int64_t n) {
   T* const numbers = static_cast<T*>(to);
-  if constexpr (format == Format::kStochasticBFloat16) {
-    decode_plain<Format::kBFloat16>(from, numbers, n);
-  } else if constexpr (format == Format::kMasterBFloat16) {
-    decode_master(from, numbers, n);
-  } else if constexpr (is_scaled(format)) {
+  if constexpr (is_scaled(format)) {
     decode_codes<format == Format::kSigned8>(from, numbers, n);
   } else {
-    decode_plain<format>(from, numbers, n);
+    decode_numbers<format>(from, numbers, n);
   }
 }
 
 template <Format format, class T>
 void encode_block(const void* from, const StoredBlock& to, int64_t n) {
   const T* const numbers = static_cast<const T*>(from);
-  if constexpr (format == Format::kStochasticBFloat16) {
-    encode_stochastically(numbers, to, n);
-  } else if constexpr (format == Format::kMasterBFloat16) {
-    encode_master(numbers, to, n);
-  } else if constexpr (is_scaled(format)) {
+  if constexpr (is_scaled(format)) {
     encode_codes<format == Format::kSigned8>(numbers, to, n);
   } else {
-    encode_plain<format>(numbers, to, n);
+    encode_numbers<format>(numbers, to, n);
   }
 }
 
@@ -186,7 +145,7 @@ void average_block(void* averages, const void* params, double weight, int64_t n)
 
 // The counters of a group, as many as registers hold, a few registers at a time: one after the
 // other they would wait for their products.
-void draw_random_bits(const Draws& draws, uint32_t operand, int64_t group, uint16_t* random_bits) {
+void draw_group(const Draws& draws, uint32_t operand, int64_t group, uint16_t* random_bits) {
   constexpr int64_t kHalf = kDrawGroup / 2;
   constexpr int64_t kTogether = std::min<int64_t>(4, kDrawCalls / kWordLanes);
   const DrawCounter counter(draws, operand, group);
@@ -208,6 +167,15 @@ void draw_random_bits(const Draws& draws, uint32_t operand, int64_t group, uint1
       }
     }
   }
+}
+
+// They lie in two groups where the first element is one of a part of a larger tensor.
+const uint16_t* draw_random_bits(const Draws& draws, uint32_t operand, int64_t n,
+                                 uint16_t* random_bits) {
+  const int64_t group = draws.first / kDrawGroup, offset = draws.first % kDrawGroup;
+  draw_group(draws, operand, group, random_bits);
+  if (offset + n > kDrawGroup) draw_group(draws, operand, group + 1, random_bits + kDrawGroup);
+  return random_bits + offset;
 }
 
 }  // namespace

@@ -28,10 +28,52 @@ void fill(bool in_double, void* numbers, double value, int64_t n) {
   }
 }
 
-// The kernel on arrays in the format of the arithmetic.
-Kernel kernel_on_numbers(const KernelTable& isa, const UpdateList& list, const Update& update) {
-  const Format format = arithmetic_format(update.in_double);
-  return isa.find_kernel(list.rule(), update.variant, {format, format, format});
+// How many of an update's operands are those of the rule: its parameter, gradient and states.
+size_t operands_of_rule(std::span<const Operand> operands, const Epilogue* epilogue) {
+  const bool has_remainder = operands.back().format == Format::kRemainder;
+  const bool has_average = epilogue != nullptr && epilogue->average != kParam;
+  return operands.size() - has_remainder - has_average;
+}
+
+// The formats in which a kernel may find an update's operands as they are stored. Numbers of the
+// arithmetic are what a pass computes with or begins.
+FormatMix formats_as_stored(const UpdateList& list, const Update& update) {
+  const auto operands = list.operands(update);
+  const Epilogue* const epilogue = list.epilogue(update);
+  const Format number = arithmetic_format(update.in_double);
+  FormatMix formats = update.formats;
+  if (list.prologue().grad_scale != nullptr) formats.grad = number;
+  if (epilogue != nullptr) formats.param = number;
+  if (operands.back().format == Format::kRemainder && !operands.back().is_read()) {
+    formats.param = number;
+  }
+  for (const Operand& state : operands.first(operands_of_rule(operands, epilogue))) {
+    if (state.role < kFirstState) continue;
+    if (state.format != formats.states || !state.is_read()) formats.states = number;
+  }
+  return formats;
+}
+
+// A kernel, and the formats in which it takes the operands.
+struct Choice {
+  FormatMix formats;
+  Kernel kernel;
+
+  Format format_of(size_t k) const {
+    return k == kParam ? formats.param : k == kGrad ? formats.grad : formats.states;
+  }
+};
+
+// The kernel that takes the most operands as they are stored, and the others as numbers.
+Choice choose_kernel(const KernelTable& isa, const UpdateList& list, const Update& update) {
+  const Format number = arithmetic_format(update.in_double);
+  const FormatMix stored = formats_as_stored(list, update), numbers = {number, number, number};
+  for (const FormatMix& formats : {stored, FormatMix{stored.param, stored.grad, number}}) {
+    if (update.in_double) break;
+    const Kernel kernel = isa.find_kernel(list.rule(), update.variant, formats);
+    if (kernel != nullptr) return {formats, kernel};
+  }
+  return {numbers, isa.find_kernel(list.rule(), update.variant, numbers)};
 }
 
 // One block: where the elements of each operand are as stored, and where the kernel finds them.
@@ -42,11 +84,12 @@ class Block {
         operands_(list.operands(update)),
         buffers_(buffers),
         in_double_(update.in_double),
-        kernel_(kernel_on_numbers(isa, list, update)),
+        choice_(choose_kernel(isa, list, update)),
         scalars_(list.scalars(update)),
         draws_(list.draws(update)),
         epilogue_(list.epilogue(update)),
-        grad_scale_(list.prologue().grad_scale) {}
+        grad_scale_(list.prologue().grad_scale),
+        of_rule_(operands_of_rule(operands_, epilogue_)) {}
 
   size_t operands() const { return operands_.size(); }
   const Operand& operand(size_t k) const { return operands_[k]; }
@@ -64,7 +107,7 @@ class Block {
   void update(int64_t first, int64_t n) {
     for (size_t k = 0; k < operands(); ++k) decode(k, first, n);
     if (grad_scale_ != nullptr) isa_.unscale[in_double_](numbers_[kGrad], *grad_scale_, n);
-    kernel_(numbers_, scalars_, n);
+    run_kernel(first, n);
     if (epilogue_ != nullptr && epilogue_->l1_threshold != 0) {
       isa_.shrink[in_double_](numbers_[kParam], epilogue_->l1_threshold, n);
     }
@@ -106,8 +149,8 @@ class Block {
   void decode(size_t k, int64_t first, int64_t n) {
     const Format format = operands_[k].format;
     numbers_[k] = stored_[k];
-    if (format == Format::kRemainder) return;
     const bool is_number = format == arithmetic_format(in_double_);
+    if (format == Format::kRemainder || (is_taken(k) && !is_number)) return;
     if (!is_number) numbers_[k] = buffers_[k].numbers;
     if (!operands_[k].is_read()) {
       fill(in_double_, numbers_[k], initial_number(operands_[k]), n);
@@ -124,31 +167,37 @@ class Block {
     const Format format = operands_[k].format;
     StoredBlock block = stored_block(k, first);
     block.range = ranges_[k];
-    if (draws_random_bits(format)) block.random_bits = draw(k, first, n);
+    if (draws_random_bits(format)) {
+      const uint32_t role = operands_[k].role;
+      block.random_bits = isa_.draw(draws_->from(first), role, n, buffers_[k].random_bits);
+    }
     isa_.encode[in_double_][static_cast<size_t>(format)](numbers_[k], block, n);
   }
 
-  // A block may lie in two groups where it belongs to a part of a larger tensor.
-  const uint16_t* draw(size_t k, int64_t first, int64_t n) {
-    const int64_t group = (draws_->first + first) / kDrawGroup;
-    const int64_t offset = (draws_->first + first) % kDrawGroup;
-    const uint32_t role = operands_[k].role;
-    uint16_t* const bits = random_bits_;
-    isa_.draw(*draws_, role, group, bits);
-    if (offset + n > kDrawGroup) isa_.draw(*draws_, role, group + 1, bits + kDrawGroup);
-    return bits + offset;
+  // Whether the kernel takes an operand as it is stored.
+  bool is_taken(size_t k) const {
+    return k < of_rule_ && operands_[k].format == choice_.format_of(k);
+  }
+
+  void run_kernel(int64_t first, int64_t n) {
+    void* addresses[kMostOperands + 1];
+    void** const behind = std::copy_n(numbers_, of_rule_, addresses);
+    if (choice_.formats.param == Format::kMasterBFloat16) *behind = stored_[operands() - 1];
+    Draws draws;
+    if (draws_ != nullptr) draws = draws_->from(first);
+    choice_.kernel(addresses, scalars_, &draws, n);
   }
 
   const KernelTable& isa_;
   std::span<const Operand> operands_;
   BlockBuffer* buffers_;
   bool in_double_;
-  Kernel kernel_;
+  Choice choice_;
   const void* scalars_;
   const Draws* draws_;        // null: nothing is rounded stochastically
   const Epilogue* epilogue_;  // null: nothing follows the step
   const float* grad_scale_;   // null: the gradients are not scaled
-  alignas(64) uint16_t random_bits_[2 * kDrawGroup];
+  size_t of_rule_;            // operands
   void* stored_[kMostOperands];
   void* numbers_[kMostOperands];
   BlockRange ranges_[kMostOperands];

@@ -1,6 +1,7 @@
 // Updates in blocks that stay in the first-level cache, for operands that no kernel takes as they
-// are: mixed formats, strides, new states, gradients with a scale, states in 8 bits. Each step of a
-// block (gather, decode, prologue, rule, encode, scatter) is one pass over it.
+// lie in memory: mixed formats, strides, new states, gradients with a scale, states in 8 bits, what
+// is rounded with random bits. Each step of a block (gather, decode, prologue, rule, encode,
+// scatter) is one pass over it, but for what the rule's kernel decodes and encodes by itself.
 #pragma once
 
 #include "core/update_list.h"
@@ -11,11 +12,13 @@ namespace fusedopt::cpu {
 // Elements a block. Codes of one block have one scale.
 constexpr int64_t kBlock = kScaledBlock;
 
-// Of one operand in one block: its elements without gaps, and as numbers of the arithmetic. Not a
-// power of two long, or all operands would compete for the same places of the cache.
+// Of one operand in one block: its elements without gaps, and as numbers of the arithmetic, and the
+// random bits of the groups that the block lies in. Not a power of two long, or all operands would
+// compete for the same places of the cache.
 struct alignas(64) BlockBuffer {
   std::byte stored[kBlock * sizeof(double)];
   std::byte numbers[kBlock * sizeof(double)];
+  uint16_t random_bits[2 * kDrawGroup];
   std::byte gap[64];
 };
 

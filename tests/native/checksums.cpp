@@ -86,18 +86,24 @@ void print_rule(unsigned index) {
     const Format format = arithmetic_format(sizeof(T) == sizeof(double));
     const auto kernel =
         cpu::FUSEDOPT_ISA::kernel_table.find_kernel(index, variant, {format, format, format});
-    for (int step = 0; step < 3; ++step) kernel(operands.data(), list.scalars(update), kElements);
+    for (int step = 0; step < 3; ++step) {
+      kernel(operands.data(), list.scalars(update), nullptr, kElements);
+    }
     uint64_t checksum = 14695981039346656037u;
     for (const auto& array : arrays) checksum = checksum_of(checksum, array);
     std::printf("%s %u %zu %016" PRIx64 "\n", Rule::kName, variant, sizeof(T), checksum);
   }
 }
 
-// Kernels that decode and encode 16 bits themselves, and the conversions between.
+Format format_of(const FormatMix& mix, size_t operand) {
+  return operand == kParam ? mix.param : operand == kGrad ? mix.grad : mix.states;
+}
+
+// Kernels that decode and encode by themselves, with remainders of any bits, and random bits.
 template <class Rule>
-void print_rule_in_16_bits(unsigned index, size_t formats) {
+void print_rule_as_stored(unsigned index, size_t usual) {
   const auto& table = cpu::FUSEDOPT_ISA::kernel_table;
-  const auto encode = table.encode[0][static_cast<size_t>(cpu::kUsualFormats[formats].param)];
+  const FormatMix mix = cpu::kUsualFormats[usual];
   for (unsigned variant = 0; variant < kVariantCount<Rule>; ++variant) {
     FixedOptions options{variant % 2 == 1};
     const HyperparametersOf<Rule> hyper(Rule::read(options));
@@ -105,22 +111,35 @@ void print_rule_in_16_bits(unsigned index, size_t formats) {
     list.clear(index);
     Update update;
     update.scalars = hyper.add_scalars(list, 7, false);
-    std::vector<std::vector<uint16_t>> arrays;
-    std::vector<void*> operands;
+    std::vector<std::vector<uint32_t>> arrays;
     for (size_t k = 0; k < operand_count<Rule>(variant); ++k) {
       const std::vector<float> wide = inputs<float>(k + 1, k >= kFirstState);
-      arrays.emplace_back(kElements);
-      encode(wide.data(), {.elements = arrays.back().data()}, kElements);
+      const Format format = plain_format(format_of(mix, k));
+      const auto encode = table.encode[0][static_cast<size_t>(format)];
+      encode(wide.data(), {.elements = arrays.emplace_back(kElements).data()}, kElements);
     }
-    for (auto& array : arrays) operands.push_back(array.data());
-    const auto kernel = table.kernels[index][variant * cpu::kUsualFormats.size() + formats];
-    for (int step = 0; step < 3; ++step) kernel(operands.data(), list.scalars(update), kElements);
+    if (mix.param == Format::kMasterBFloat16) {
+      auto& remainders = arrays.emplace_back(kElements);
+      for (uint32_t i = 0; i < kElements; ++i) remainders[i] = i * 2654435761u;
+    }
+    std::vector<void*> addresses;
+    for (auto& array : arrays) addresses.push_back(array.data());
+    const auto kernel = table.find_kernel(index, variant, mix);
+    for (uint32_t step = 0; step < 3; ++step) {
+      const Draws draws{.seed = 3, .param = 1, .step = step, .first = 100};
+      kernel(addresses.data(), list.scalars(update), &draws, kElements);
+    }
     uint64_t checksum = 14695981039346656037u;
-    for (const auto& array : arrays) {
-      checksum = add_to_checksum(checksum, array.data(), kElements * sizeof(uint16_t));
+    for (size_t k = 0; k < arrays.size(); ++k) {
+      const bool is_operand = k < operand_count<Rule>(variant);
+      for (uint32_t& bits : arrays[k]) {  // any NaN will do
+        const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+        if (is_operand && is_nan && format_of(mix, k) == Format::kFloat32) bits = 0x7fffffff;
+      }
+      checksum = add_to_checksum(checksum, arrays[k].data(), kElements * sizeof(uint32_t));
     }
-    std::printf("%s %u %s %016" PRIx64 "\n", Rule::kName, variant,
-                name_of(cpu::kUsualFormats[formats].param), checksum);
+    std::printf("%s %u %s, %s, %s %016" PRIx64 "\n", Rule::kName, variant, name_of(mix.param),
+                name_of(mix.grad), name_of(mix.states), checksum);
   }
 }
 
@@ -133,10 +152,12 @@ void print_blocks(Format format) {
   constexpr int64_t n = kScaledBlock;
   uint64_t checksum = 0;
   for (int64_t block = 0; block < 256; ++block) {
-    uint16_t stored[n], random_bits[n];
+    uint16_t stored[n], bits_of_groups[2 * kDrawGroup];
     uint8_t codes[n];
     int16_t remainders[n];
-    table.draw({.seed = 3, .param = 1, .step = 2}, kFirstState, block, random_bits);
+    // In one group, or in two.
+    const Draws draws{.seed = 3, .param = 1, .step = 2, .first = block * n + block % 3};
+    const uint16_t* const random_bits = table.draw(draws, kFirstState, n, bits_of_groups);
     for (int64_t i = 0; i < n; ++i) {
       stored[i] = static_cast<uint16_t>(block << 8 | i);
       codes[i] = static_cast<uint8_t>(i);
@@ -157,7 +178,7 @@ void print_blocks(Format format) {
     checksum = add_to_checksum(checksum, place.elements, n * size_of(format));
     checksum = add_to_checksum(checksum, remainders, sizeof remainders);
     checksum = add_to_checksum(checksum, &scale, sizeof scale);
-    checksum = add_to_checksum(checksum, random_bits, sizeof random_bits);
+    checksum = add_to_checksum(checksum, random_bits, n * sizeof *random_bits);
   }
   std::printf("%s %zu %016" PRIx64 "\n", name_of(format), sizeof(T), checksum);
 }
@@ -225,8 +246,9 @@ int main() {
   fusedopt::AllRules::map([&]<class Rule>() {
     fusedopt::print_rule<Rule, float>(index);
     fusedopt::print_rule<Rule, double>(index);
-    fusedopt::print_rule_in_16_bits<Rule>(index, 2);
-    fusedopt::print_rule_in_16_bits<Rule>(index, 3);
+    for (size_t usual = 2; usual < fusedopt::cpu::kUsualFormats.size(); ++usual) {
+      fusedopt::print_rule_as_stored<Rule>(index, usual);
+    }
     return index++;
   });
   for (auto format : {fusedopt::Format::kBFloat16, fusedopt::Format::kFloat16}) {

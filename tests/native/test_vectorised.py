@@ -161,7 +161,7 @@ def test_wide_registers_stay_in_their_kernels(functions):
     for (_, name), body in functions.items():
         if widest(body) != "baseline":
             templates = r"kernel|update_tail|(de|en)code_\w+|find_range|add_squares|\w+_block"
-            own = rf"::({templates})<|draw_random_bits"
+            own = rf"::({templates})<|::draw_(group|random_bits)\("
             assert re.search(own, name), name
 
 
