@@ -161,8 +161,8 @@ MUTANTS = [
         "fusedopt/optimizers/loading.py",
         (
             "averages cast",
-            "storage.asked_for_in(group) or epilogue.asked_for_in(group)",
-            "storage.asked_for_in(group)",
+            "if key in kept or epilogue.AVERAGE in states",
+            "if key in kept",
         ),
         (
             "options of a checkpoint only",

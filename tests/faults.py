@@ -239,7 +239,15 @@ MUTANTS = [
     *rule(
         "csrc/cpu/passes.h",
         ("one group for all", "group = draws.first / kDrawGroup", "group = 0"),
-        ("no second group", "if (offset + n > kDrawGroup) draw_group", "if (false) draw_group"),
+        ("no second group", "drawn < offset + n", "drawn < n"),
+        ("one maximum for all parts", "largest(floats + begin, floats + end, magnitude_bits)",
+         "largest(floats, floats + end, magnitude_bits)"),
+        ("one inverse for all parts", "encode(lanes, inverses[part])",
+         "encode(lanes, inverses[0])"),
+        ("one scale for all parts", "const float scale = from.scales[part];",
+         "const float scale = from.scales[0];"),
+        ("codes behind the end", "std::memcpy(codes + i, rest, size);",
+         "std::memcpy(codes + i, rest, sizeof rest);"),
     ),
     *rule(
         "csrc/cpu/convert.h",

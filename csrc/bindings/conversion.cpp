@@ -61,7 +61,9 @@ class Conversion {
   void encode() const {
     const cpu::KernelTable& isa = cpu::selected_isa();
     for_each_block([&](cpu::StoredBlock block, const float* numbers, int64_t n) {
-      if (is_scaled(format_)) block.range = isa.find_range[false](numbers, n);
+      cpu::PartRange range;
+      if (is_scaled(format_)) isa.find_ranges[false](numbers, n, &range);
+      block.ranges = &range;
       isa.encode[false][static_cast<size_t>(format_)](numbers, block, n);
     });
   }
@@ -77,7 +79,7 @@ class Conversion {
       const cpu::StoredBlock block = {
           .elements = stored_ + i * static_cast<int64_t>(size_of(format_)),
           .remainders = remainders_ == nullptr ? nullptr : remainders_ + i,
-          .scale = scales_ == nullptr ? nullptr : scales_ + i / kScaledBlock};
+          .scales = scales_ == nullptr ? nullptr : scales_ + i / kScaledBlock};
       // A pass works on the room of a whole block.
       std::copy_n(numbers_ + i, n, copies);
       convert(block, copies, n);

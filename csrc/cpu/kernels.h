@@ -36,22 +36,26 @@ inline constexpr std::array kUsualFormats = {
 // rounded with random bits.
 using Kernel = void (*)(void* const* operands, const void* scalars, const Draws* draws, int64_t n);
 
-// Of a block's numbers: the largest finite magnitude, which is the scale of their codes.
-struct BlockRange {
-  float scale = 0.0f;
-  bool is_finite = true;  // all of them
+// Elements of a block, on which a pass works. Of codes it has several parts with a scale each: what
+// a pass begins with is loaded once for all of them, and no part waits for another one's maximum.
+constexpr int64_t kBlockParts = 4, kBlock = kBlockParts * kScaledBlock;
+
+// Of a part's numbers: the largest finite magnitude, which is the scale of their codes.
+struct PartRange {
+  float scale;
+  bool is_finite;  // all of them
 };
 
 // One block of an operand where it is stored, and what it takes to decode and encode it.
 struct StoredBlock {
   void* elements = nullptr;
   int16_t* remainders = nullptr;          // of a master
-  float* scale = nullptr;                 // of codes
-  BlockRange range = {};                  // to be encoded to codes
+  float* scales = nullptr;                // of codes, by part
+  const PartRange* ranges = nullptr;      // of what is to be encoded to codes, by part
   const uint16_t* random_bits = nullptr;  // as many as elements, where rounding draws them
 };
 
-// Between a block, of kScaledBlock elements at most, and numbers in the format of the arithmetic.
+// Between a block, of kBlock elements at most, and numbers in the format of the arithmetic.
 using Decode = void (*)(const StoredBlock& from, void* numbers, int64_t n);
 using Encode = void (*)(const void* numbers, const StoredBlock& to, int64_t n);
 
@@ -77,10 +81,10 @@ struct KernelTable {
 
   // Apart from the encoding, so that blocks of several operands need not wait for one another's.
   // [in_double]
-  BlockRange (*find_range[2])(const void* numbers, int64_t n);
+  void (*find_ranges[2])(const void* numbers, int64_t n, PartRange* ranges);
 
-  // The random bits of kDrawGroup elements at most, from the first on, of an operand by its role.
-  // They lie in one group or in two, which random_bits has room for.
+  // The random bits of kBlock elements at most, from the first on, of an operand by its role. They
+  // are those of whole groups, which random_bits has room for.
   const uint16_t* (*draw)(const Draws& draws, uint32_t operand, int64_t n, uint16_t* random_bits);
 
   // Divides gradients in the format of the arithmetic by the scale of a gradient scaler.

@@ -115,6 +115,26 @@ struct OneRegister {
   }
 };
 
+// As many codes of 8 bits.
+#if defined(__AVX512F__)
+FUSEDOPT_FN OneRegister::Ints load_codes(const uint8_t* from) {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return OneRegister::Ints(_mm512_cvtepu8_epi32(codes));
+}
+FUSEDOPT_FN void store_codes(OneRegister::Ints codes, uint8_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(__m512i(codes)));
+}
+#else
+FUSEDOPT_FN OneRegister::Ints load_codes(const uint8_t* from) {
+  int32_t codes[kRegister];
+  for (int64_t i = 0; i < kRegister; ++i) codes[i] = from[i];
+  return load_lanes<OneRegister::Ints>(codes);
+}
+FUSEDOPT_FN void store_codes(OneRegister::Ints codes, uint8_t* to) {
+  for (int64_t i = 0; i < kRegister; ++i) to[i] = static_cast<uint8_t>(codes[i]);
+}
+#endif
+
 // Integers of 64 bits that fill a register.
 constexpr int64_t kWordLanes = kRegister / 2;
 using WordLanes __attribute__((vector_size(kWordLanes * sizeof(uint64_t)))) = uint64_t;

@@ -15,6 +15,9 @@ namespace {
 // Reading takes a fraction of the time of an update, so that a thread needs more of it.
 constexpr int64_t kReadsPerUpdate = 4;
 
+// Elements that are gone through together where they are copied or divided first.
+constexpr int64_t kBuffered = 256;
+
 // The sums of squares of a tensor's blocks, of its elements divided by a number if there is one.
 class BlockSums {
  public:
@@ -28,8 +31,8 @@ class BlockSums {
     if (tensor.dim_count > 0) {
       add_strided(tensor, begin, n, lanes);
     } else if (divisor_) {
-      for (int64_t i = 0; i < n; i += kBlock) {
-        add_divided(tensor, element(tensor, begin + i), std::min(kBlock, n - i), lanes);
+      for (int64_t i = 0; i < n; i += kBuffered) {
+        add_divided(tensor, element(tensor, begin + i), std::min(kBuffered, n - i), lanes);
       }
     } else {
       add(tensor.format, element(tensor, begin), n, lanes);
@@ -49,7 +52,7 @@ class BlockSums {
 
   // Few enough elements for a buffer; whole rows of lanes, but for the last ones.
   void add_divided(const Squared& tensor, const void* elements, int64_t n, double* lanes) const {
-    alignas(64) std::byte numbers[kBlock * sizeof(double)];
+    alignas(64) std::byte numbers[kBuffered * sizeof(double)];
     const StoredBlock stored = {.elements = const_cast<void*>(elements)};  // which is read
     isa_.decode[tensor.in_double][static_cast<size_t>(tensor.format)](stored, numbers, n);
     isa_.unscale[tensor.in_double](numbers, *divisor_, n);
@@ -57,11 +60,11 @@ class BlockSums {
   }
 
   void add_strided(const Squared& tensor, int64_t begin, int64_t n, double* lanes) const {
-    alignas(64) std::byte copies[kBlock * sizeof(double)];
+    alignas(64) std::byte copies[kBuffered * sizeof(double)];
     const auto size = static_cast<int64_t>(size_of(tensor.format));
     ElementWalk walk(list_.walk(tensor), begin);
-    for (int64_t i = 0; i < n; i += kBlock) {
-      const int64_t count = std::min(kBlock, n - i);
+    for (int64_t i = 0; i < n; i += kBuffered) {
+      const int64_t count = std::min(kBuffered, n - i);
       walk.next(count, [&](const int64_t* offsets, int64_t position, int64_t run) {
         copy_run(static_cast<size_t>(size), element(tensor, offsets[0]), walk.inner_stride(0),
                  copies + position * size, 1, run);

@@ -32,7 +32,7 @@ void encode_numbers(const T* numbers, const StoredBlock& to, int64_t n) {
 
 // A block's numbers as floats: themselves, or copies.
 template <class T>
-const float* as_floats(const T* numbers, float (&floats)[kScaledBlock], int64_t n) {
+const float* as_floats(const T* numbers, float (&floats)[kBlock], int64_t n) {
   if constexpr (std::is_same_v<T, float>) {
     return numbers;
   } else {
@@ -41,62 +41,91 @@ const float* as_floats(const T* numbers, float (&floats)[kScaledBlock], int64_t 
   }
 }
 
-// Whole registers, up to the end of what a block has room for: what lies behind the n-th element
-// means nothing. Of codes it is 0, because a difference of anything else might overflow.
+// Calls f with the number of each part of a block and the elements that it begins and ends with.
+template <class F>
+FUSEDOPT_FN void for_each_part(int64_t n, F f) {
+  for (int64_t first = 0, part = 0; first < n; first += kScaledBlock, ++part) {
+    f(part, first, std::min(first + kScaledBlock, n));
+  }
+}
+
+// Calls f with registers of codes, from wherever they may be read and written, and the first one's
+// number. Of the last register, codes behind the end mean nothing.
+template <class F>
+FUSEDOPT_FN void for_each_register(uint8_t* codes, int64_t begin, int64_t end, F f) {
+  int64_t i = begin;
+  for (; i + kRegister <= end; i += kRegister) f(codes + i, i);
+  if (i == end) return;
+  uint8_t rest[kRegister] = {};
+  const auto size = static_cast<size_t>(end - i);
+  std::memcpy(rest, codes + i, size);
+  f(rest, i);
+  std::memcpy(codes + i, rest, size);
+}
+
+// Whole registers: behind the n-th number there has to be room for what means nothing.
 template <bool is_signed, class T>
 void decode_codes(const StoredBlock& from, T* numbers, int64_t n) {
-  const auto* const codes = static_cast<const uint8_t*>(from.elements);
-  const float scale = *from.scale;
-  int32_t wide[kScaledBlock];
-  for (int64_t i = 0; i < n; ++i) wide[i] = codes[i];
-  for (int64_t i = n; i % kRegister != 0; ++i) wide[i] = 0;
-  for (int64_t i = 0; i < n; i += kRegister) {
-    const auto lanes = load_lanes<OneRegister::Ints>(wide + i);
-    const auto decoded = Code<is_signed, OneRegister>::decode(lanes) * scale;
-    if constexpr (std::is_same_v<T, float>) {
-      store_lanes(decoded, numbers + i);
-    } else {
-      for (int64_t l = 0; l < kRegister; ++l) numbers[i + l] = decoded[l];
-    }
-  }
+  auto* const codes = static_cast<uint8_t*>(from.elements);
+  for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
+    const float scale = from.scales[part];
+    for_each_register(codes, begin, end, [&](const uint8_t* some, int64_t i) {
+      const auto decoded = Code<is_signed, OneRegister>::decode(load_codes(some)) * scale;
+      if constexpr (std::is_same_v<T, float>) {
+        store_lanes(decoded, numbers + i);
+      } else {
+        for (int64_t l = 0; l < kRegister; ++l) numbers[i + l] = decoded[l];
+      }
+    });
+  });
 }
 
 // The largest of the bits of magnitudes, which a function takes of each number.
 template <class Magnitude>
-FUSEDOPT_FN int32_t largest(const float* numbers, int64_t n, Magnitude magnitude) {
+FUSEDOPT_FN int32_t largest(const float* begin, const float* end, Magnitude magnitude) {
   int32_t found = 0;
-  for (int64_t i = 0; i < n; ++i) found = std::max(found, magnitude(numbers[i]));
+  for (; begin != end; ++begin) found = std::max(found, magnitude(*begin));
   return found;
 }
 
 template <class T>
-BlockRange find_range(const void* numbers, int64_t n) {
-  float copies[kScaledBlock];
+void find_ranges(const void* numbers, int64_t n, PartRange* ranges) {
+  float copies[kBlock];
   const float* const floats = as_floats(static_cast<const T*>(numbers), copies, n);
-  const int32_t of_all = largest(floats, n, magnitude_bits);
-  if (of_all < kInfinity) return {.scale = std::bit_cast<float>(of_all)};
-  const int32_t of_finite = largest(floats, n, finite_magnitude_bits);
-  return {.scale = std::bit_cast<float>(of_finite), .is_finite = false};
+  for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
+    const int32_t of_all = largest(floats + begin, floats + end, magnitude_bits);
+    ranges[part] = {.scale = std::bit_cast<float>(of_all), .is_finite = of_all < kInfinity};
+    if (ranges[part].is_finite) return;
+    const int32_t of_finite = largest(floats + begin, floats + end, finite_magnitude_bits);
+    ranges[part].scale = std::bit_cast<float>(of_finite);
+  });
 }
 
 template <bool is_signed, class T>
 void encode_codes(const T* numbers, const StoredBlock& to, int64_t n) {
-  float copies[kScaledBlock];
+  float copies[kBlock], inverses[kBlockParts];
   const float* floats = as_floats(numbers, copies, n);
-  const auto [scale, is_finite] = to.range;
-  const ScaleFactors factors(scale);
-  if (!is_finite || factors.shift != 1.0f) {
-    for (int64_t i = 0; i < n; ++i) copies[i] = within_scale(floats[i], scale) * factors.shift;
+  bool is_usual = true;
+  for_each_part(n, [&](int64_t part, int64_t, int64_t) {
+    const ScaleFactors factors(to.ranges[part].scale);
+    inverses[part] = factors.inverse;
+    to.scales[part] = to.ranges[part].scale;
+    is_usual = is_usual && to.ranges[part].is_finite && factors.shift == 1.0f;
+  });
+  if (!is_usual) {
+    for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
+      const float scale = to.ranges[part].scale, shift = ScaleFactors(scale).shift;
+      for (int64_t i = begin; i < end; ++i) copies[i] = within_scale(floats[i], scale) * shift;
+    });
     floats = copies;
   }
-  int32_t wide[kScaledBlock];
-  for (int64_t i = 0; i < n; i += kRegister) {
-    const auto lanes = load_lanes<OneRegister::Floats>(floats + i);
-    store_lanes(Code<is_signed, OneRegister>::encode(lanes, factors.inverse), wide + i);
-  }
   auto* const codes = static_cast<uint8_t*>(to.elements);
-  for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<uint8_t>(wide[i]);
-  *to.scale = scale;
+  for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
+    for_each_register(codes, begin, end, [&](uint8_t* some, int64_t i) {
+      const auto lanes = load_lanes<OneRegister::Floats>(floats + i);
+      store_codes(Code<is_signed, OneRegister>::encode(lanes, inverses[part]), some);
+    });
+  });
 }
 
 template <Format format, class T>
@@ -169,12 +198,13 @@ void draw_group(const Draws& draws, uint32_t operand, int64_t group, uint16_t* r
   }
 }
 
-// They lie in two groups where the first element is one of a part of a larger tensor.
 const uint16_t* draw_random_bits(const Draws& draws, uint32_t operand, int64_t n,
                                  uint16_t* random_bits) {
-  const int64_t group = draws.first / kDrawGroup, offset = draws.first % kDrawGroup;
-  draw_group(draws, operand, group, random_bits);
-  if (offset + n > kDrawGroup) draw_group(draws, operand, group + 1, random_bits + kDrawGroup);
+  const int64_t offset = draws.first % kDrawGroup;
+  int64_t group = draws.first / kDrawGroup;
+  for (int64_t drawn = 0; drawn < offset + n; drawn += kDrawGroup) {
+    draw_group(draws, operand, group++, random_bits + drawn);
+  }
   return random_bits + offset;
 }
 

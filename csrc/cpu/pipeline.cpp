@@ -112,7 +112,7 @@ class Block {
       isa_.shrink[in_double_](numbers_[kParam], epilogue_->l1_threshold, n);
     }
     for (size_t k = 0; k < operands(); ++k) {
-      if (is_scaled(operands_[k].format)) ranges_[k] = isa_.find_range[in_double_](numbers_[k], n);
+      if (is_scaled(operands_[k].format)) isa_.find_ranges[in_double_](numbers_[k], n, ranges_[k]);
     }
     for (size_t k = 0; k < operands(); ++k) encode(k, first, n);
     if (epilogue_ != nullptr && epilogue_->average != kParam) {
@@ -142,7 +142,10 @@ class Block {
     if (operands_[k].format == Format::kMasterBFloat16) {
       block.remainders = static_cast<int16_t*>(stored_[operands() - 1]);
     }
-    if (is_scaled(operands_[k].format)) block.scale = operands_[k].scales + first / kScaledBlock;
+    if (is_scaled(operands_[k].format)) {
+      block.scales = operands_[k].scales + first / kScaledBlock;
+      block.ranges = ranges_[k];
+    }
     return block;
   }
 
@@ -166,10 +169,9 @@ class Block {
     if (!operands_[k].is_written() || numbers_[k] == stored_[k]) return;
     const Format format = operands_[k].format;
     StoredBlock block = stored_block(k, first);
-    block.range = ranges_[k];
     if (draws_random_bits(format)) {
       const uint32_t role = operands_[k].role;
-      block.random_bits = isa_.draw(draws_->from(first), role, n, buffers_[k].random_bits);
+      block.random_bits = isa_.draw(draws_->from(first), role, n, random_bits_);
     }
     isa_.encode[in_double_][static_cast<size_t>(format)](numbers_[k], block, n);
   }
@@ -200,7 +202,8 @@ class Block {
   size_t of_rule_;            // operands
   void* stored_[kMostOperands];
   void* numbers_[kMostOperands];
-  BlockRange ranges_[kMostOperands];
+  PartRange ranges_[kMostOperands][kBlockParts];
+  alignas(64) uint16_t random_bits_[kBlock + kDrawGroup];
 };
 
 void prefetch(const std::byte* begin, size_t size) {

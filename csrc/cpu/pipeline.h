@@ -9,16 +9,11 @@
 
 namespace fusedopt::cpu {
 
-// Elements a block. Codes of one block have one scale.
-constexpr int64_t kBlock = kScaledBlock;
-
-// Of one operand in one block: its elements without gaps, and as numbers of the arithmetic, and the
-// random bits of the groups that the block lies in. Not a power of two long, or all operands would
-// compete for the same places of the cache.
+// Of one operand in one block: its elements without gaps, and as numbers of the arithmetic. Not a
+// power of two long, or all operands would compete for the same places of the cache.
 struct alignas(64) BlockBuffer {
   std::byte stored[kBlock * sizeof(double)];
   std::byte numbers[kBlock * sizeof(double)];
-  uint16_t random_bits[2 * kDrawGroup];
   std::byte gap[64];
 };
 

@@ -11,13 +11,9 @@ from fusedopt.optimizers import epilogue, storage
 from fusedopt.optimizers.storage import convert, is_usual
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 _OPTIONS = storage.DEFAULTS | epilogue.DEFAULTS
-
-
-def _has_options(group: Mapping[str, Any]) -> bool:
-    return bool(storage.asked_for_in(group) or epilogue.asked_for_in(group))
 
 
 class _Kept:
@@ -56,7 +52,7 @@ class Loading:
         kept = {
             key
             for options, group in zip(self.options, groups, strict=False)
-            if state_dict is not loaded or _has_options({**options, **group})
+            if state_dict is not loaded or storage.asked_for_in({**options, **group})
             for key in group["params"]
         }
         wrapped = {

@@ -166,12 +166,14 @@ void print_blocks(Format format) {
     float scale = std::bit_cast<float>(static_cast<uint32_t>(block) << 23);
     cpu::StoredBlock place = {.elements = is_scaled(format) ? static_cast<void*>(codes) : stored,
                               .remainders = remainders,
-                              .scale = &scale,
+                              .scales = &scale,
                               .random_bits = random_bits};
     T numbers[n];
     table.decode[in_double][static_cast<size_t>(format)](place, numbers, n);
     for (T& number : numbers) number = number * T(1.0009765) + T(1e-7);
-    place.range = table.find_range[in_double](numbers, n);
+    cpu::PartRange range;
+    table.find_ranges[in_double](numbers, n, &range);
+    place.ranges = &range;
     table.encode[in_double][static_cast<size_t>(format)](numbers, place, n);
     for (T& number : numbers) number = number != number ? T(0) : number;  // any NaN will do
     checksum = add_to_checksum(checksum, numbers, sizeof numbers);

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 instructions")
 
 ARITHMETIC = re.compile(r"v?(add|sub|mul|div|sqrt|max)p[sd]$")
-# By function, and number of the format in core/format.h, or whether codes have a sign.
+# By function, and number of the format in core/format.h.
 CONVERSION = {
     ("decode_block", 2): re.compile(r"v?(pslld|pmovzxwd|punpck\w+)$"),
     ("encode_block", 2): re.compile(r"v?(psrld|paddd|pand|pandd|pblendvb|packus\w+)$"),
@@ -26,12 +26,14 @@ CONVERSION = {
     ("encode_block", 4): re.compile(r"v?(psrld|paddd)$"),
     ("decode_block", 5): re.compile(r"v?(pslld|por|pord|psub\w|padd\w)$"),
     ("encode_block", 5): re.compile(r"v?(psrld|paddd)$"),
-    ("decode_codes", "true"): re.compile(r"v?cvtdq2ps$"),
-    ("decode_codes", "false"): re.compile(r"v?cvtdq2ps$"),
-    ("encode_codes", "true"): re.compile(r"v?cvttps2dq$"),
-    ("encode_codes", "false"): re.compile(r"v?cvttps2dq$"),
+    ("decode_block", 6): re.compile(r"v?cvtdq2ps$"),
+    ("decode_block", 7): re.compile(r"v?cvtdq2ps$"),
+    ("encode_block", 6): re.compile(r"v?cvttps2dq$"),
+    ("encode_block", 7): re.compile(r"v?cvttps2dq$"),
 }
 FLOAT16 = 3
+# What a block of a format is done by, where that is not inlined: by whether codes have a sign.
+CODES = {6: "true", 7: "false"}
 FUSED = re.compile(r"vf(n?m)(add|sub)")
 # Of numbers whose squares are exact in double: all formats of core/format.h but that of doubles.
 EXACT_SQUARES = re.compile(r"::add_squares<(\(fusedopt::Format\))?[023]>")
@@ -109,8 +111,9 @@ def test_roots_and_quotients_are_vectorised(functions):
 @pytest.mark.parametrize("conversion", CONVERSION)
 def test_conversions_are_vectorised(functions, conversion):
     name, number = conversion
-    found = named(functions, rf"::{name}<(\(fusedopt::Format\))?{number}, float>")
-    bodies = next(iter(found.values()))
+    of_codes = name.replace("block", f"codes<{CODES.get(number)}, float>")
+    found = named(functions, rf"::({name}<(\(fusedopt::Format\))?{number}, float>|{of_codes})")
+    bodies = max(found.values(), key=lambda bodies: sum(map(len, bodies)))
     assert len(bodies) == 3
     for body in bodies:
         isa = widest(body)
@@ -160,7 +163,7 @@ def test_wide_registers_stay_in_their_kernels(functions):
     """Code of one instruction set that is linked in for all would crash older CPUs."""
     for (_, name), body in functions.items():
         if widest(body) != "baseline":
-            templates = r"kernel|update_tail|(de|en)code_\w+|find_range|add_squares|\w+_block"
+            templates = r"kernel|update_tail|(de|en)code_\w+|find_ranges|add_squares|\w+_block"
             own = rf"::({templates})<|::draw_(group|random_bits)\("
             assert re.search(own, name), name
 
