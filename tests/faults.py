@@ -231,7 +231,7 @@ MUTANTS = [
         ("random bits of a tail", "Draws{} : draws->from(first)", "Draws{} : *draws"),
         ("remainder of a tail left", "operand_count + has_remainder; ++k", "operand_count; ++k"),
         ("one draw for all groups", "Lanes::draw(draws->from(first)", "Lanes::draw(*draws"),
-        ("random bits of another state", "role_of(k), n", "k, n"),
+        ("random bits of another state", "kRoles[k], n", "k, n"),
         ("gradient of a tail written", "if (k != kGrad) std::memcpy",
          "if (k != kParam) std::memcpy"),
         ("states out of place", "std::popcount(kUsed & ((1u << state) - 1))", "state"),

@@ -79,7 +79,7 @@ class Elements {
     unsigned drawn = 0;
     for (unsigned k = 0; k < kOperands; ++k) {
       if (!draws_random_bits(format(k))) continue;
-      blocks[k].random_bits = draw_random_bits(draws, role_of(k), n, bits.of_operand[drawn++]);
+      blocks[k].random_bits = draw_random_bits(draws, kRoles[k], n, bits.of_operand[drawn++]);
     }
   }
 
@@ -100,14 +100,13 @@ class Elements {
   static constexpr unsigned operand_of(size_t state) {
     return kFirstState + static_cast<unsigned>(std::popcount(kUsed & ((1u << state) - 1)));
   }
-  static constexpr unsigned role_of(unsigned operand) {
-    unsigned role = operand;
-    while (role >= kFirstState &&
-           !(is_used(role - kFirstState) && operand_of(role - kFirstState) == operand)) {
-      ++role;
+  static constexpr std::array<unsigned, kOperands> kRoles = [] {
+    std::array<unsigned, kOperands> roles = {kParam, kGrad};
+    for (unsigned state = 0; state < Rule::kStates.size(); ++state) {
+      if (is_used(state)) roles[operand_of(state)] = kFirstState + state;
     }
-    return role;
-  }
+    return roles;
+  }();
 
   template <unsigned k>
   FUSEDOPT_FN static void load(const Blocks& blocks, int64_t i, T (&to)[lanes]) {
