@@ -68,20 +68,31 @@ def test_a_step_changes_every_element(each_isa):
             assert (param != 0).all(), (row_case, dtype)
 
 
-def test_every_thread_count_gives_the_same_bits():
+STORED = [
+    (torch.float32, {}),
+    (torch.float32, {"state_bits": 16}),
+    (torch.float32, {"state_bits": 8}),
+    (torch.bfloat16, {"master_weights": True}),
+    (torch.bfloat16, {"stochastic_rounding": True, "state_bits": 16}),
+]
+
+
+@pytest.mark.parametrize(("dtype", "options"), STORED, ids=str)
+def test_every_thread_count_gives_the_same_bits(dtype, options):
     sizes = [1, 70_001, 3, 250_007, 64]
-    grads = [torch.randn(n) for n in sizes]
+    grads = [torch.randn(n, dtype=dtype) for n in sizes]
     results = []
     for count in range(1, 9):
         torch.manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(n)) for n in sizes]
+        params = [torch.nn.Parameter(torch.randn(n, dtype=dtype)) for n in sizes]
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad
-        optimizer = fusedopt.AdamW(params)
+        optimizer = fusedopt.AdamW(params, **options)
         with threads(count):
             for _ in range(3):
                 optimizer.step()
-        results.append([bits(param) for param in params])
+        states = [value for param in params for value in optimizer.state[param].values()]
+        results.append([bits(tensor) for tensor in (*params, *states)])
     for result in results[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(result, results[0], strict=True))
 
