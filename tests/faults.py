@@ -246,8 +246,8 @@ MUTANTS = [
          "encode(lanes, inverses[0])"),
         ("one scale for all parts", "const float scale = from.scales[part];",
          "const float scale = from.scales[0];"),
-        ("codes behind the end", "std::memcpy(codes + i, rest, size);",
-         "std::memcpy(codes + i, rest, sizeof rest);"),
+        ("codes behind the end", "std::memcpy(codes + i, copies, rest);",
+         "std::memcpy(codes + i, copies, sizeof copies);"),
     ),
     *rule(
         "csrc/cpu/convert.h",

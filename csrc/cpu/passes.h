@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <type_traits>
 
 #include "core/codes.h"
@@ -49,24 +50,24 @@ FUSEDOPT_FN void for_each_part(int64_t n, F f) {
   }
 }
 
-// Calls f with registers of codes, from wherever they may be read and written, and the first one's
-// number. Of the last register, codes behind the end mean nothing.
-template <class F>
-FUSEDOPT_FN void for_each_register(uint8_t* codes, int64_t begin, int64_t end, F f) {
+// Calls f with where a register of codes may be read or written, whichever Byte allows, and the
+// number of the first one, for all of them. Of the last register codes behind the end mean nothing.
+template <class Byte, class F>
+FUSEDOPT_FN void for_each_register(Byte* codes, int64_t begin, int64_t end, F f) {
   int64_t i = begin;
   for (; i + kRegister <= end; i += kRegister) f(codes + i, i);
   if (i == end) return;
-  uint8_t rest[kRegister] = {};
-  const auto size = static_cast<size_t>(end - i);
-  std::memcpy(rest, codes + i, size);
-  f(rest, i);
-  std::memcpy(codes + i, rest, size);
+  const auto rest = static_cast<size_t>(end - i);
+  uint8_t copies[kRegister] = {};
+  if constexpr (std::is_const_v<Byte>) std::memcpy(copies, codes + i, rest);
+  f(copies, i);
+  if constexpr (!std::is_const_v<Byte>) std::memcpy(codes + i, copies, rest);
 }
 
 // Whole registers: behind the n-th number there has to be room for what means nothing.
 template <bool is_signed, class T>
 void decode_codes(const StoredBlock& from, T* numbers, int64_t n) {
-  auto* const codes = static_cast<uint8_t*>(from.elements);
+  const auto* const codes = static_cast<const uint8_t*>(from.elements);
   for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
     const float scale = from.scales[part];
     for_each_register(codes, begin, end, [&](const uint8_t* some, int64_t i) {
