@@ -1,7 +1,7 @@
 // Updates in blocks that stay in the first-level cache, for operands that no kernel takes as they
-// lie in memory: mixed formats, strides, new states, gradients with a scale, states in 8 bits, what
-// is rounded with random bits. Each step of a block (gather, decode, prologue, rule, encode,
-// scatter) is one pass over it, but for what the rule's kernel decodes and encodes by itself.
+// lie in memory: unusual combinations of formats, strides, new states, gradients with a scale,
+// states in 8 bits. Each step of a block (gather, decode, prologue, rule, encode, scatter) is one
+// pass over it, but for what the rule's kernel decodes and encodes by itself.
 #pragma once
 
 #include "core/update_list.h"
