@@ -8,6 +8,7 @@
 // tables.
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <limits>
@@ -18,10 +19,10 @@
 namespace fusedopt {
 
 // Operations has the types Floats and Ints, of one or several numbers, and of these conversions,
-// the reading of one's bits as the other, the larger and the smaller of two numbers, how many of
-// some ascending ends are below a number, and the look-up in a table of eight by an index modulo 8.
-// Ends and tables are arguments of templates, because code for a GPU may use the values of such
-// constants, but not their addresses.
+// the reading of one's bits as the other, the larger and the smaller of two numbers, two to the
+// power of how many of some ascending ends are below a number (plus a constant), and the look-up in
+// a table of eight by an index modulo 8. Ends and tables are arguments of templates, because code
+// for a GPU may use the values of such constants, but not their addresses.
 template <bool is_signed, class Operations>
 class Code {
  public:
@@ -29,16 +30,16 @@ class Code {
   using Ints = typename Operations::Ints;
 
   // The number that a code stands for, relative to its scale.
-  FUSEDOPT_FN static Floats decode(Ints code) {
+  FUSEDOPT_FN static constexpr Floats decode(Ints code) {
     const Ints place = is_signed ? code - 127 : code + 1;
-    const Ints m = place < 0 ? -place : place;
+    Ints m = place;
+    if constexpr (is_signed) m = place < 0 ? -place : place;
     // (m + 0.5) / 2^e is in [1, 2): the part's middle between the ends of its decade, plus 1.
     const Ints bits = Operations::as_ints(Operations::to_floats(m) + 0.5f);
-    const Ints decade = (bits >> 23) - 127 - kFirstExponent;
     const Floats middle = Operations::as_floats((bits & 0x7fffff) | 0x3f800000) - 1.0f;
-    const Floats part = value_at(Operations::template look_up<kPowers>(decade), middle);
+    const Floats part = value_at(Operations::template look_up<kPowers>(bits >> 23), middle);
     const Floats magnitude = m == kOne ? Floats{} + 1.0f : part;
-    return Operations::as_floats(Operations::as_ints(magnitude) | (place & kSign));
+    return is_signed ? with_sign(magnitude, place) : magnitude;
   }
 
   // The code of the part that a number lies in, so that of the nearest value but for rounding;
@@ -46,38 +47,54 @@ class Code {
   // negative number becomes zero, and one above zero never does: what is divided by its root would
   // leave all bounds. Numbers are finite and no larger than their block's scale.
   FUSEDOPT_FN static Ints encode(Floats number, float inverse_scale) {
-    const Floats magnitude = Operations::as_floats(Operations::as_ints(number) & 0x7fffffff);
+    const Ints number_bits = Operations::as_ints(number);
+    const Floats magnitude = is_signed ? Operations::as_floats(number_bits & ~kSign) : number;
     const Floats relative = magnitude * inverse_scale;
-    const Ints decade = Operations::template count_below<kEnds>(relative);
+    // As many as its decade has: below the first of a code with a sign half a part, which makes m
+    // zero.
+    const Floats parts = Operations::template power_of_two<kEnds, kLeastExponent>(relative);
     // Between 1 and 2 as the number is between the ends of its decade: the first bits name the
     // part.
+    const Ints decade = Operations::as_ints(parts) >> 23;
     const Floats place = relative * Operations::template look_up<kInverses>(decade) + 8.0f / 9.0f;
     const Floats within = Operations::min(Operations::max(place, 1.0f), kBelowTwo);
-    const Floats parts = Operations::as_floats((decade + (127 + kFirstExponent)) << 23);
-    const Ints m = Operations::to_ints(within * parts);
+    const Floats m = within * parts;
     if constexpr (is_signed) {
-      const Ints distance = relative > kLowest ? m : Ints{};
-      return 127 + (number < 0.0f ? -Operations::min(distance, 127) : distance);
+      return Operations::max(Operations::to_ints(with_sign(m, number_bits)) + 127, 0);
     } else {
-      return number > 0.0f ? m - 1 : Ints{};
+      return number > 0.0f ? Operations::to_ints(m) - 1 : Ints{};
     }
   }
 
  private:
   static constexpr int32_t kSign = std::numeric_limits<int32_t>::min();
+  FUSEDOPT_FN static constexpr Floats with_sign(Floats magnitude, Ints sign) {
+    return Operations::as_floats(Operations::as_ints(magnitude) | (sign & kSign));
+  }
+
   // Of m: that of 1, which is behind the last part of the last decade.
   static constexpr int32_t kOne = is_signed ? 128 : 256;
-  static constexpr int32_t kFirstExponent = is_signed ? 0 : 1;
+  static constexpr int kFirstExponent = is_signed ? 0 : 1;
   static constexpr int kDecades = 7;
   static constexpr float kBelowTwo = 2.0f - 0x1p-23f;
 
   // Below the first decade, at -1, there is nothing but zero; behind the last, at 7, nothing but 1,
-  // and every number there has the same place.
-  static constexpr float kPowers[8] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f, 0.0f};
-  static constexpr float inverse_of(float power) { return 1.0f / (0.9f * power); }
-  static constexpr float kInverses[8] = {
-      inverse_of(1e-6f), inverse_of(1e-5f), inverse_of(1e-4f), inverse_of(1e-3f),
-      inverse_of(1e-2f), inverse_of(1e-1f), inverse_of(1.0f),  0.0f};
+  // and every number there has the same place. Both tables go by a decade's exponent with its bias.
+  static constexpr float kPowerOf[kDecades] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
+  static constexpr int decade_of(int index) { return (index - 127 - kFirstExponent) & 7; }
+  static constexpr float power_of(int index) {
+    const int decade = decade_of(index);
+    return decade < kDecades ? kPowerOf[decade] : 0.0f;
+  }
+  static constexpr float inverse_of(int index) {
+    const int decade = decade_of(index);
+    return decade < kDecades ? 1.0f / (0.9f * kPowerOf[decade]) : 0.0f;
+  }
+  static constexpr float kPowers[8] = {power_of(0), power_of(1), power_of(2), power_of(3),
+                                       power_of(4), power_of(5), power_of(6), power_of(7)};
+  static constexpr float kInverses[8] = {inverse_of(0), inverse_of(1), inverse_of(2),
+                                         inverse_of(3), inverse_of(4), inverse_of(5),
+                                         inverse_of(6), inverse_of(7)};
 
   template <class Number>
   FUSEDOPT_FN static constexpr Number value_at(Number power, Number place) {
@@ -91,19 +108,24 @@ class Code {
     return static_cast<float>(1 << (decade + kFirstExponent));
   }
   static constexpr float first_value(int decade) {
-    return value_at(kPowers[decade], 0.5f / parts_of(decade));
+    return decade < kDecades ? value_at(kPowerOf[decade], 0.5f / parts_of(decade)) : 1.0f;
   }
   static constexpr float last_value(int decade) {
-    return value_at(kPowers[decade], (parts_of(decade) - 0.5f) / parts_of(decade));
+    return decade < 0 ? 0.0f
+                      : value_at(kPowerOf[decade], (parts_of(decade) - 0.5f) / parts_of(decade));
   }
-  static constexpr float kLowest = middle_of(0.0f, first_value(0));
 
-  // Where the first value of the next decade becomes the nearer one, and 1 behind the last.
-  static constexpr float end_of(int decade) {
-    return middle_of(last_value(decade), decade + 1 < kDecades ? first_value(decade + 1) : 1.0f);
-  }
-  static constexpr float kEnds[kDecades] = {end_of(0), end_of(1), end_of(2), end_of(3),
-                                            end_of(4), end_of(5), end_of(6)};
+  // Where the first value of the next decade becomes the nearer one. Without a sign there is no end
+  // of what is below the first.
+  static constexpr int kLeastDecade = is_signed ? -1 : 0;
+  static constexpr int kLeastExponent = kLeastDecade + kFirstExponent;
+  static constexpr auto kEnds = [] {
+    std::array<float, kDecades - kLeastDecade> ends;
+    for (int decade = kLeastDecade; decade < kDecades; ++decade) {
+      ends[decade - kLeastDecade] = middle_of(last_value(decade), first_value(decade + 1));
+    }
+    return ends;
+  }();
 };
 
 // What a block's numbers are multiplied with, one after the other, to be relative to its scale. The

@@ -37,6 +37,11 @@ constexpr int kMostOperands = kFirstState + 32;
 struct FormatMix {
   Format param = Format::kFloat32, grad = Format::kFloat32, states = Format::kFloat32;
 
+  // That of an operand of the rule.
+  constexpr Format of(size_t operand) const {
+    return operand == kParam ? param : operand == kGrad ? grad : states;
+  }
+
   bool operator==(const FormatMix&) const = default;
 };
 

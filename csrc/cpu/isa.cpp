@@ -18,7 +18,7 @@ namespace avx2 {
 extern const KernelTable kernel_table;
 }
 namespace avx512 {
-extern const KernelTable kernel_table;
+extern const KernelTable kernel_table, vbmi_kernel_table;
 }
 #elif defined(__aarch64__)
 namespace neon {
@@ -51,6 +51,7 @@ std::vector<const KernelTable*> detect() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
     tables.push_back(&avx512::kernel_table);
+    if (__builtin_cpu_supports("avx512vbmi")) tables.push_back(&avx512::vbmi_kernel_table);
   }
   return tables;
 #elif defined(__aarch64__)

@@ -18,10 +18,6 @@
 namespace fusedopt::cpu {
 namespace {
 
-constexpr Format format_of(const FormatMix& formats, unsigned operand) {
-  return operand == kParam ? formats.param : operand == kGrad ? formats.grad : formats.states;
-}
-
 // What one kernel takes, and the type that it computes in.
 template <size_t formats>
 struct Formats {
@@ -50,7 +46,7 @@ class Elements {
   static constexpr bool kHasL2Penalty = (variant & kL2Penalty) != 0;
   static constexpr bool kHasRemainder = Formats::kMix.param == Format::kMasterBFloat16;
 
-  static constexpr Format format(unsigned operand) { return format_of(Formats::kMix, operand); }
+  static constexpr Format format(unsigned operand) { return Formats::kMix.of(operand); }
   static constexpr unsigned kDrawing = [] {
     unsigned drawing = 0;
     for (unsigned k = 0; k < kOperands; ++k) drawing += draws_random_bits(format(k));
@@ -89,10 +85,13 @@ class Elements {
 
   FUSEDOPT_FN static void prefetch(const Blocks& blocks, int64_t i) {
     for (unsigned k = 0; k < kOperands; ++k) {
-      const auto* const first = static_cast<const std::byte*>(blocks[k].elements);
-      __builtin_prefetch(first + static_cast<size_t>(i) * size_of(format(k)), 1);
+      const auto offset = static_cast<size_t>(i) * size_of(format(k));
+      prefetch_lines(static_cast<const std::byte*>(blocks[k].elements) + offset,
+                     lanes * size_of(format(k)));
     }
-    if constexpr (kHasRemainder) __builtin_prefetch(blocks[kParam].remainders + i, 1);
+    if constexpr (kHasRemainder) {
+      prefetch_lines(blocks[kParam].remainders + i, lanes * sizeof(int16_t));
+    }
   }
 
  private:
@@ -171,7 +170,7 @@ __attribute__((noinline)) void update_tail(Kernel kernel, const FormatMix& forma
   const bool has_remainder = formats.param == Format::kMasterBFloat16;
   const auto for_each = [&](auto copy) {
     for (unsigned k = 0; k < operand_count + has_remainder; ++k) {
-      const Format format = k < operand_count ? format_of(formats, k) : Format::kRemainder;
+      const Format format = k < operand_count ? formats.of(k) : Format::kRemainder;
       const size_t size = size_of(format);
       copy(k, static_cast<std::byte*>(operands[k]) + static_cast<size_t>(first) * size,
            static_cast<size_t>(count) * size);
@@ -186,8 +185,9 @@ __attribute__((noinline)) void update_tail(Kernel kernel, const FormatMix& forma
   });
 }
 
-// How far ahead memory is asked for where elements are decoded. The hardware does so by itself, but
-// not across pages; measured, numbers that need no decoding gain nothing by this.
+// How far ahead memory is asked for where elements are decoded: every line of it, since asking for
+// every other one is slower than asking for none. The hardware does so by itself, but not across
+// pages; measured, numbers that need no decoding gain nothing by this.
 constexpr int64_t kPrefetchAhead = 1024;
 
 template <class Rule, unsigned variant, size_t formats>
@@ -209,7 +209,7 @@ void kernel(void* const* operands, const void* packed_scalars, const Draws* draw
       const int64_t left = whole - first, count = std::min(run, left);
       if constexpr (Lanes::kDrawing > 0) Lanes::draw(draws->from(first), count, bits, blocks);
       for (int64_t i = 0; i < count; i += kLanes) {
-        Lanes::prefetch(blocks, std::min(i + kPrefetchAhead, left - kLanes));
+        if (i + kPrefetchAhead < left) Lanes::prefetch(blocks, i + kPrefetchAhead);
         Lanes::update(blocks, scalars, i);
       }
     }
@@ -263,7 +263,22 @@ constexpr std::array<Encode, kFormats> encoders(std::index_sequence<format...>) 
   return {encode_block<Format{format}, T>...};
 }
 
-using AllFormats = std::make_index_sequence<kFormats>;
+constexpr KernelTable table_of(const char* isa) {
+  using AllFormats = std::make_index_sequence<kFormats>;
+  return {
+      .isa = isa,
+      .kernels = AllRules::map(KernelsOf{}),
+      .decode = {decoders<float>(AllFormats{}), decoders<double>(AllFormats{})},
+      .encode = {encoders<float>(AllFormats{}), encoders<double>(AllFormats{})},
+      .find_ranges = {find_ranges<float>, find_ranges<double>},
+      .draw = draw_random_bits,
+      .unscale = {unscale_block<float>, unscale_block<double>},
+      .shrink = {shrink_block<float>, shrink_block<double>},
+      .average = {average_block<float>, average_block<double>},
+      .add_squares = {add_squares<Format::kFloat32>, add_squares<Format::kFloat64>,
+                      add_squares<Format::kBFloat16>, add_squares<Format::kFloat16>},
+  };
+}
 
 }  // namespace
 
@@ -272,19 +287,17 @@ using AllFormats = std::make_index_sequence<kFormats>;
 
 namespace FUSEDOPT_ISA {
 extern const KernelTable kernel_table;
-constinit const KernelTable kernel_table = {
-    .isa = FUSEDOPT_STRING(FUSEDOPT_ISA),
-    .kernels = AllRules::map(KernelsOf{}),
-    .decode = {decoders<float>(AllFormats{}), decoders<double>(AllFormats{})},
-    .encode = {encoders<float>(AllFormats{}), encoders<double>(AllFormats{})},
-    .find_ranges = {find_ranges<float>, find_ranges<double>},
-    .draw = draw_random_bits,
-    .unscale = {unscale_block<float>, unscale_block<double>},
-    .shrink = {shrink_block<float>, shrink_block<double>},
-    .average = {average_block<float>, average_block<double>},
-    .add_squares = {add_squares<Format::kFloat32>, add_squares<Format::kFloat64>,
-                    add_squares<Format::kBFloat16>, add_squares<Format::kFloat16>},
-};
+constinit const KernelTable kernel_table = table_of(FUSEDOPT_STRING(FUSEDOPT_ISA));
+#if defined(__AVX512F__)
+// The same but for how codes become numbers.
+extern const KernelTable vbmi_kernel_table;
+constinit const KernelTable vbmi_kernel_table = [] {
+  KernelTable table = table_of(FUSEDOPT_STRING(FUSEDOPT_ISA) "vbmi");
+  table.decode[false][static_cast<size_t>(Format::kSigned8)] = look_up_block<true>;
+  table.decode[false][static_cast<size_t>(Format::kUnsigned8)] = look_up_block<false>;
+  return table;
+}();
+#endif
 }  // namespace FUSEDOPT_ISA
 
 }  // namespace fusedopt::cpu

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "core/operand.h"
@@ -46,6 +47,42 @@ struct PartRange {
   bool is_finite;  // all of them
 };
 
+// Asks for memory, a line of the cache at a time.
+FUSEDOPT_FN void prefetch_lines(const void* begin, size_t size) {
+  constexpr size_t kLine = 64;
+  for (size_t at = 0; at < size; at += kLine) {
+    __builtin_prefetch(static_cast<const std::byte*>(begin) + at, 1);
+  }
+}
+
+// Memory of several operands that is wanted soon. A pass that computes much asks for it in pieces:
+// asked for at once it would take all that a core can wait for, and the pass's own loads come
+// after.
+class MemoryAhead {
+ public:
+  explicit MemoryAhead(size_t pieces = 0) : pieces_(pieces) {}
+
+  void add(const std::byte* begin, size_t size) {
+    ranges_[count_++] = {begin, (size + pieces_ - 1) / pieces_};
+  }
+
+  FUSEDOPT_FN void ask_for_piece() {
+    if (asked_for_ == pieces_) return;
+    for (unsigned k = 0; k < count_; ++k) {
+      prefetch_lines(ranges_[k].begin + asked_for_ * ranges_[k].piece, ranges_[k].piece);
+    }
+    ++asked_for_;
+  }
+
+ private:
+  struct {
+    const std::byte* begin;
+    size_t piece;  // bytes
+  } ranges_[kMostOperands];
+  unsigned count_ = 0;
+  size_t pieces_, asked_for_ = 0;
+};
+
 // One block of an operand where it is stored, and what it takes to decode and encode it.
 struct StoredBlock {
   void* elements = nullptr;
@@ -53,6 +90,7 @@ struct StoredBlock {
   float* scales = nullptr;                // of codes, by part
   const PartRange* ranges = nullptr;      // of what is to be encoded to codes, by part
   const uint16_t* random_bits = nullptr;  // as many as elements, where rounding draws them
+  MemoryAhead* ahead = nullptr;           // asked for while codes are encoded, if there is any
 };
 
 // Between a block, of kBlock elements at most, and numbers in the format of the arithmetic.

@@ -2,10 +2,13 @@
 // table, products of 32 bits with 64, and sums of squares in double.
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <cstring>
 
+#include "core/codes.h"
+#include "core/one_number.h"
 #include "cpu/convert.h"
 
 #if defined(__SSE2__) && !defined(__AVX2__)
@@ -27,24 +30,31 @@ FUSEDOPT_FN void store_lanes(Lanes lanes, Number* to) {
 }
 
 // Ascending ends, of which every power of two has one at most between itself and the next, by the
-// exponents of the numbers from 2^-31 to 2, modulo 32.
+// exponents of numbers from 2^-31 to 2, modulo 32: what added to the bits of a number makes their
+// upper part how many of the ends are below it, plus a constant.
 struct EndsByExponent {
   static constexpr float kLeast = 0x1p-31f;
+  static constexpr uint32_t kOneExponent = 1 << 23;
 
-  float end[32] = {};      // that between this power of two and the next, or infinity
-  int32_t below[32] = {};  // how many are below this power of two
+  uint32_t addend[32] = {};
 
   template <size_t count>
-  explicit constexpr EndsByExponent(const float (&ends)[count]) {
+  constexpr EndsByExponent(const std::array<float, count>& ends, uint32_t constant) {
     float power = kLeast;
     for (uint32_t exponent = 127 - 31; exponent < 128; ++exponent, power *= 2) {
-      const size_t i = exponent % 32;
-      end[i] = __builtin_inff();
-      for (const float one : ends) {
-        below[i] += one < power;
-        if (one >= power && one < 2 * power) end[i] = one;
+      uint32_t& of_exponent = addend[exponent % 32];
+      of_exponent = (constant - exponent) * kOneExponent;
+      for (const float end : ends) {
+        if (end < power) of_exponent += kOneExponent;
+        // A number above the end carries.
+        if (end >= power && end < 2 * power) of_exponent += kOneExponent - 1 - mantissa_of(end);
       }
     }
+  }
+
+ private:
+  static constexpr uint32_t mantissa_of(float number) {
+    return std::bit_cast<uint32_t>(number) % kOneExponent;
   }
 };
 
@@ -67,20 +77,17 @@ struct OneRegister {
   FUSEDOPT_FN static Floats min(Floats numbers, float other) {
     return Floats(_mm512_min_ps(__m512(numbers), _mm512_set1_ps(other)));
   }
-  FUSEDOPT_FN static Ints min(Ints numbers, int32_t other) {
-    return Ints(_mm512_min_epi32(__m512i(numbers), _mm512_set1_epi32(other)));
+  FUSEDOPT_FN static Ints max(Ints numbers, int32_t other) {
+    return Ints(_mm512_max_epi32(__m512i(numbers), _mm512_set1_epi32(other)));
   }
-  template <const auto& ends>
-  FUSEDOPT_FN static Ints count_below(Floats numbers) {
-    static constexpr EndsByExponent kTable(ends);
-    const __m512 bounded = __m512(max(numbers, kTable.kLeast));
-    const __m512i exponents = _mm512_srli_epi32(_mm512_castps_si512(bounded), 23);
-    const __m512 end = _mm512_permutex2var_ps(_mm512_loadu_ps(kTable.end), exponents,
-                                              _mm512_loadu_ps(kTable.end + 16));
-    const __m512i below = _mm512_permutex2var_epi32(_mm512_loadu_si512(kTable.below), exponents,
-                                                    _mm512_loadu_si512(kTable.below + 16));
-    const __mmask16 is_above = _mm512_cmp_ps_mask(bounded, end, _CMP_GT_OQ);
-    return Ints(_mm512_mask_add_epi32(below, is_above, below, _mm512_set1_epi32(1)));
+  template <const auto& ends, int32_t exponent>
+  FUSEDOPT_FN static Floats power_of_two(Floats numbers) {
+    static constexpr EndsByExponent kTable(ends, 127 + exponent);
+    const Ints bits = as_ints(max(numbers, kTable.kLeast));
+    const __m512i addends = _mm512_permutex2var_epi32(_mm512_loadu_si512(kTable.addend),
+                                                      _mm512_srli_epi32(__m512i(bits), 23),
+                                                      _mm512_loadu_si512(kTable.addend + 16));
+    return as_floats((bits + Ints(addends)) & 0x7f800000);
   }
 #else
   FUSEDOPT_FN static Floats max(Floats numbers, float other) {
@@ -89,14 +96,14 @@ struct OneRegister {
   FUSEDOPT_FN static Floats min(Floats numbers, float other) {
     return numbers < other ? numbers : Floats{} + other;
   }
-  FUSEDOPT_FN static Ints min(Ints numbers, int32_t other) {
-    return numbers < other ? numbers : Ints{} + other;
+  FUSEDOPT_FN static Ints max(Ints numbers, int32_t other) {
+    return numbers > other ? numbers : Ints{} + other;
   }
-  template <const auto& ends>
-  FUSEDOPT_FN static Ints count_below(Floats numbers) {
-    Ints below = {};
-    for (const float end : ends) below -= numbers > end;
-    return below;
+  template <const auto& ends, int32_t exponent>
+  FUSEDOPT_FN static Floats power_of_two(Floats numbers) {
+    Ints found = Ints{} + (127 + exponent);
+    for (const float end : ends) found -= numbers > end;
+    return as_floats(found << 23);
   }
 #endif
 
@@ -109,7 +116,7 @@ struct OneRegister {
     return Floats(_mm256_permutevar8x32_ps(_mm256_loadu_ps(table), __m256i(index)));
 #else
     Floats found = Floats{} + table[7];
-    for (int32_t i = 0; i < 7; ++i) found = index == i ? Floats{} + table[i] : found;
+    for (int32_t i = 0; i < 7; ++i) found = (index & 7) == i ? Floats{} + table[i] : found;
     return found;
 #endif
   }
@@ -132,6 +139,58 @@ FUSEDOPT_FN OneRegister::Ints load_codes(const uint8_t* from) {
 }
 FUSEDOPT_FN void store_codes(OneRegister::Ints codes, uint8_t* to) {
   for (int64_t i = 0; i < kRegister; ++i) to[i] = static_cast<uint8_t>(codes[i]);
+}
+#endif
+
+#if defined(__AVX512F__)
+// For the function that it stands ahead of: what needs AVX-512 VBMI, which the others do without.
+#define FUSEDOPT_VBMI __attribute__((target("avx512vbmi")))
+
+// The values of all codes, relative to their scale: the first byte of each, the second, and so on.
+template <bool is_signed>
+struct ValuesOfCodes {
+  alignas(64) uint8_t bytes[sizeof(float)][256];
+
+  constexpr ValuesOfCodes() {
+    for (int32_t code = 0; code < 256; ++code) {
+      const auto bits = std::bit_cast<uint32_t>(Code<is_signed, OneNumber>::decode(code));
+      for (uint32_t i = 0; i < sizeof bits; ++i) {
+        bytes[i][code] = static_cast<uint8_t>(bits >> 8 * i);
+      }
+    }
+  }
+};
+
+FUSEDOPT_VBMI FUSEDOPT_FN __m512i look_up_bytes(const uint8_t (&table)[256], __m512i index) {
+  const __m512i lower =
+      _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
+  const __m512i upper = _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), index,
+                                                 _mm512_load_si512(table + 192));
+  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), lower, upper);
+}
+
+// The numbers of 64 codes: each byte looked up, and the four of a number put side by side.
+constexpr int64_t kCodesLookedUp = 64;
+template <bool is_signed>
+FUSEDOPT_VBMI FUSEDOPT_FN void look_up_codes(const uint8_t* codes, float scale, float* numbers) {
+  static constexpr ValuesOfCodes<is_signed> kValues;
+  // What is put side by side lies in a quarter of a register: so that the numbers are in order, its
+  // four words are taken from the four quarters.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i some = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(codes));
+  const __m512i bytes[] = {
+      look_up_bytes(kValues.bytes[0], some), look_up_bytes(kValues.bytes[1], some),
+      look_up_bytes(kValues.bytes[2], some), look_up_bytes(kValues.bytes[3], some)};
+  const __m512i lower[] = {_mm512_unpacklo_epi8(bytes[0], bytes[1]),
+                           _mm512_unpackhi_epi8(bytes[0], bytes[1])};
+  const __m512i upper[] = {_mm512_unpacklo_epi8(bytes[2], bytes[3]),
+                           _mm512_unpackhi_epi8(bytes[2], bytes[3])};
+  for (int64_t i = 0; i < 2; ++i) {
+    const __m512i first = _mm512_unpacklo_epi16(lower[i], upper[i]);
+    const __m512i second = _mm512_unpackhi_epi16(lower[i], upper[i]);
+    store_lanes(OneRegister::Floats(first) * scale, numbers + 2 * i * kRegister);
+    store_lanes(OneRegister::Floats(second) * scale, numbers + (2 * i + 1) * kRegister);
+  }
 }
 #endif
 

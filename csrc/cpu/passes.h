@@ -81,6 +81,26 @@ void decode_codes(const StoredBlock& from, T* numbers, int64_t n) {
   });
 }
 
+#if defined(__AVX512F__)
+// The same by look-ups, which is faster.
+template <bool is_signed>
+FUSEDOPT_VBMI void look_up_block(const StoredBlock& from, void* to, int64_t n) {
+  const auto* const codes = static_cast<const uint8_t*>(from.elements);
+  auto* const numbers = static_cast<float*>(to);
+  static_assert(kScaledBlock % kCodesLookedUp == 0);
+  for (int64_t i = 0; i < n; i += kCodesLookedUp) {
+    const float scale = from.scales[i / kScaledBlock];
+    if (n - i >= kCodesLookedUp) {
+      look_up_codes<is_signed>(codes + i, scale, numbers + i);
+    } else {
+      uint8_t copies[kCodesLookedUp] = {};
+      std::memcpy(copies, codes + i, static_cast<size_t>(n - i));
+      look_up_codes<is_signed>(copies, scale, numbers + i);
+    }
+  }
+}
+#endif
+
 // The largest of the bits of magnitudes, which a function takes of each number.
 template <class Magnitude>
 FUSEDOPT_FN int32_t largest(const float* begin, const float* end, Magnitude magnitude) {
@@ -122,6 +142,7 @@ void encode_codes(const T* numbers, const StoredBlock& to, int64_t n) {
   }
   auto* const codes = static_cast<uint8_t*>(to.elements);
   for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
+    if (to.ahead != nullptr) to.ahead->ask_for_piece();
     for_each_register(codes, begin, end, [&](uint8_t* some, int64_t i) {
       const auto lanes = load_lanes<OneRegister::Floats>(floats + i);
       store_codes(Code<is_signed, OneRegister>::encode(lanes, inverses[part]), some);

@@ -3,9 +3,9 @@
 // operand lies, and go back.
 #pragma once
 
+#include "core/one_number.h"
 #include "core/operand.h"
 #include "core/random.h"
-#include "cuda/one_number.h"
 #include "cuda/table.h"
 #include "cuda/warp.h"
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fusedopt
+from fusedopt import _native, local_tensor, part_of
 from fusedopt.reference import philox, random_bits, round_bfloat16_stochastically
 from helpers import bits, parameter
 
@@ -204,6 +205,50 @@ def test_engine_around_the_groups_of_256(each_isa):
         drawn = random_bits(seed, number, 0, 1, np.arange(array.size))
         expected = round_bfloat16_stochastically(array, drawn)
         assert np.array_equal(found, upper_half(expected))
+
+
+class Shard(torch.nn.Parameter):
+    """A part of a parameter, as far as the engine can see."""
+
+
+@pytest.fixture(params=[1, 31, 200, 255, 256, 257, 1000])
+def first_element(request):
+    """The number of a shard's first element in the whole."""
+    _native.attach(
+        torch, local_tensor, lambda shard: (shard.numel() + request.param, request.param)
+    )
+    yield request.param
+    _native.attach(torch, local_tensor, part_of)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"state_bits": 16}),
+        (torch.bfloat16, {"state_bits": 16, "master_weights": True}),
+        (torch.bfloat16, {"state_bits": 16, "stochastic_rounding": True}),
+        (torch.bfloat16, {"state_bits": 16, "stochastic_rounding": True, "ema_decay": 0.5}),
+    ],
+    ids=str,
+)
+def test_a_part_that_begins_within_a_group_has_the_bits_of_the_whole(
+    each_isa, first_element, dtype, options
+):
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 32, 55, 56, 57, 255, 256, 257, 513, 1100):
+        wholes = [torch.randn(first_element + size, generator=generator) for _ in range(4)]
+        value, *grads = (whole.to(dtype) for whole in wholes)
+        whole = torch.nn.Parameter(value.clone())
+        shard = Shard(value[first_element:].clone())
+        of_whole, of_shard = (fusedopt.Adam([p], lr=0.1, seed=3, **options) for p in (whole, shard))
+        for grad in grads:
+            whole.grad, shard.grad = grad, grad[first_element:]
+            of_whole.step()
+            of_shard.step()
+        assert np.array_equal(bits(shard), bits(whole)[first_element:]), size
+        for name in ("exp_avg", "exp_avg_sq"):
+            states = of_shard.state[shard][name], of_whole.state[whole][name][first_element:]
+            assert np.array_equal(*map(bits, states)), (size, name)
 
 
 def test_parameters_and_seeds_get_bits_of_their_own():

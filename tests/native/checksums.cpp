@@ -95,10 +95,6 @@ void print_rule(unsigned index) {
   }
 }
 
-Format format_of(const FormatMix& mix, size_t operand) {
-  return operand == kParam ? mix.param : operand == kGrad ? mix.grad : mix.states;
-}
-
 // Kernels that decode and encode by themselves, with remainders of any bits, and random bits.
 template <class Rule>
 void print_rule_as_stored(unsigned index, size_t usual) {
@@ -114,7 +110,7 @@ void print_rule_as_stored(unsigned index, size_t usual) {
     std::vector<std::vector<uint32_t>> arrays;
     for (size_t k = 0; k < operand_count<Rule>(variant); ++k) {
       const std::vector<float> wide = inputs<float>(k + 1, k >= kFirstState);
-      const Format format = plain_format(format_of(mix, k));
+      const Format format = plain_format(mix.of(k));
       const auto encode = table.encode[0][static_cast<size_t>(format)];
       encode(wide.data(), {.elements = arrays.emplace_back(kElements).data()}, kElements);
     }
@@ -134,7 +130,7 @@ void print_rule_as_stored(unsigned index, size_t usual) {
       const bool is_operand = k < operand_count<Rule>(variant);
       for (uint32_t& bits : arrays[k]) {  // any NaN will do
         const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
-        if (is_operand && is_nan && format_of(mix, k) == Format::kFloat32) bits = 0x7fffffff;
+        if (is_operand && is_nan && mix.of(k) == Format::kFloat32) bits = 0x7fffffff;
       }
       checksum = add_to_checksum(checksum, arrays[k].data(), kElements * sizeof(uint32_t));
     }

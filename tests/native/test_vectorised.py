@@ -124,6 +124,18 @@ def test_conversions_are_vectorised(functions, conversion):
         ), f"{conversion}, {isa}"
 
 
+def test_codes_are_looked_up_where_the_cpu_can(functions):
+    """All four bytes of a value, in two tables of 128 each, and nowhere else."""
+    found = named(functions, r"::look_up_block<")
+    assert len(found) == 2
+    for name, bodies in found.items():
+        (body,) = bodies
+        looked_up = sum(bool(re.match("vperm[it]2b$", op)) and "zmm" in at for op, at in body)
+        assert looked_up >= 8, name
+    for (_, name), body in functions.items():
+        assert "look_up_block<" in name or not any(re.match("vperm[it]2b$", op) for op, _ in body)
+
+
 def test_sums_of_squares_are_vectorised(functions):
     """Products and sums of as many registers as are summed together."""
     found = named(functions, r"::add_squares<")
@@ -163,7 +175,9 @@ def test_wide_registers_stay_in_their_kernels(functions):
     """Code of one instruction set that is linked in for all would crash older CPUs."""
     for (_, name), body in functions.items():
         if widest(body) != "baseline":
-            templates = r"kernel|update_tail|(de|en)code_\w+|find_ranges|add_squares|\w+_block"
+            templates = (
+                r"kernel|update_tail|(de|en)code_\w+|look_up_\w+|find_ranges|add_squares|\w+_block"
+            )
             own = rf"::({templates})<|::draw_(group|random_bits)\("
             assert re.search(own, name), name
 
@@ -172,7 +186,11 @@ def test_isa_objects_export_only_their_table(functions):
     symbols = subprocess.run(
         ["nm", "--demangle", _native.__file__], capture_output=True, text=True, check=True
     ).stdout
-    tables = re.findall(r" [A-Za-z] fusedopt::cpu::(\w+)::kernel_table$", symbols, re.MULTILINE)
-    assert set(tables) == set(REGISTERS)
+    found = r" [A-Za-z] fusedopt::cpu::(\w+)::(\w*kernel_table)$"
+    tables = set(re.findall(found, symbols, re.MULTILINE))
+    assert tables == {
+        *((isa, "kernel_table") for isa in REGISTERS),
+        ("avx512", "vbmi_kernel_table"),
+    }
     weak = re.findall(r" [WVu] (fusedopt::.*(?:Adam|Sgd)::update.*)$", symbols, re.MULTILINE)
     assert not weak
