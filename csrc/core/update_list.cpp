@@ -23,8 +23,11 @@ void UpdateList::add(Update update, TensorViews tensors, std::span<const Operand
     if (operand.format != tensors[kFirstState].format) update.is_plain = false;
   }
   const Format of_param = tensors[kParam].format;
+  const bool has_states =
+      operands.size() > kFirstState && tensors[kFirstState].format != Format::kRemainder;
+  // Without states, which of the kernels for a parameter and a gradient does not matter.
   update.formats = {of_param, tensors[kGrad].format,
-                    operands.size() > kFirstState ? tensors[kFirstState].format : of_param};
+                    has_states ? tensors[kFirstState].format : plain_format(of_param)};
   writes_grads_ = writes_grads_ || operands[kGrad].is_written();
   if (!is_one_run(tensors)) {
     update.is_plain = false;

@@ -90,6 +90,17 @@ struct OneRegister {
     return as_floats((bits + Ints(addends)) & 0x7f800000);
   }
 #else
+#if defined(__AVX2__)
+  FUSEDOPT_FN static Floats max(Floats numbers, float other) {
+    return Floats(_mm256_max_ps(__m256(numbers), _mm256_set1_ps(other)));
+  }
+  FUSEDOPT_FN static Floats min(Floats numbers, float other) {
+    return Floats(_mm256_min_ps(__m256(numbers), _mm256_set1_ps(other)));
+  }
+  FUSEDOPT_FN static Ints max(Ints numbers, int32_t other) {
+    return Ints(_mm256_max_epi32(__m256i(numbers), _mm256_set1_epi32(other)));
+  }
+#else
   FUSEDOPT_FN static Floats max(Floats numbers, float other) {
     return numbers > other ? numbers : Floats{} + other;
   }
@@ -99,6 +110,7 @@ struct OneRegister {
   FUSEDOPT_FN static Ints max(Ints numbers, int32_t other) {
     return numbers > other ? numbers : Ints{} + other;
   }
+#endif
   template <const auto& ends, int32_t exponent>
   FUSEDOPT_FN static Floats power_of_two(Floats numbers) {
     Ints found = Ints{} + (127 + exponent);
@@ -130,6 +142,16 @@ FUSEDOPT_FN OneRegister::Ints load_codes(const uint8_t* from) {
 }
 FUSEDOPT_FN void store_codes(OneRegister::Ints codes, uint8_t* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(__m512i(codes)));
+}
+#elif defined(__AVX2__)
+FUSEDOPT_FN OneRegister::Ints load_codes(const uint8_t* from) {
+  return OneRegister::Ints(_mm256_cvtepu8_epi32(_mm_loadu_si64(from)));
+}
+FUSEDOPT_FN void store_codes(OneRegister::Ints codes, uint8_t* to) {
+  const __m128i lower = _mm256_castsi256_si128(__m256i(codes));
+  const __m128i upper = _mm256_extracti128_si256(__m256i(codes), 1);
+  const __m128i words = _mm_packus_epi32(lower, upper);
+  _mm_storeu_si64(to, _mm_packus_epi16(words, words));
 }
 #else
 FUSEDOPT_FN OneRegister::Ints load_codes(const uint8_t* from) {
