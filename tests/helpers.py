@@ -15,6 +15,8 @@ from fusedopt import _native
 from fusedopt.checking.verify import parameter as parameter
 
 ISAS = _native.available_isas()
+# One name for each set of kernels: this differs from avx512 in how codes of 8 bits are decoded.
+ISAS_OF_KERNELS = [isa for isa in ISAS if isa != "avx512vbmi"]
 
 
 class Guarded:
