@@ -62,7 +62,7 @@ class Code {
     if constexpr (is_signed) {
       return Operations::max(Operations::to_ints(with_sign(m, number_bits)) + 127, 0);
     } else {
-      return number > 0.0f ? Operations::to_ints(m) - 1 : Ints{};
+      return number > 0.0f ? Operations::to_ints(m - 1.0f) : Ints{};
     }
   }
 

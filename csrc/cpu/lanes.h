@@ -83,11 +83,11 @@ struct OneRegister {
   template <const auto& ends, int32_t exponent>
   FUSEDOPT_FN static Floats power_of_two(Floats numbers) {
     static constexpr EndsByExponent kTable(ends, 127 + exponent);
-    const Ints bits = as_ints(max(numbers, kTable.kLeast));
-    const __m512i addends = _mm512_permutex2var_epi32(_mm512_loadu_si512(kTable.addend),
-                                                      _mm512_srli_epi32(__m512i(bits), 23),
-                                                      _mm512_loadu_si512(kTable.addend + 16));
-    return as_floats((bits + Ints(addends)) & 0x7f800000);
+    const __m512i bits = __m512i(max(numbers, kTable.kLeast));
+    const __m512i addends =
+        _mm512_permutex2var_epi32(_mm512_loadu_si512(kTable.addend), _mm512_srli_epi32(bits, 23),
+                                  _mm512_loadu_si512(kTable.addend + 16));
+    return as_floats(Ints(_mm512_add_epi32(bits, addends)) & 0x7f800000);
   }
 #else
 #if defined(__AVX2__)
