@@ -288,7 +288,7 @@ constexpr KernelTable table_of(const char* isa) {
 namespace FUSEDOPT_ISA {
 extern const KernelTable kernel_table;
 constinit const KernelTable kernel_table = table_of(FUSEDOPT_STRING(FUSEDOPT_ISA));
-#if defined(__AVX512F__)
+#if defined(FUSEDOPT_VBMI)
 // The same but for how codes become numbers.
 extern const KernelTable vbmi_kernel_table;
 constinit const KernelTable vbmi_kernel_table = [] {

@@ -81,7 +81,7 @@ void decode_codes(const StoredBlock& from, T* numbers, int64_t n) {
   });
 }
 
-#if defined(__AVX512F__)
+#if defined(FUSEDOPT_VBMI)
 // The same by look-ups, which is faster.
 template <bool is_signed>
 FUSEDOPT_VBMI void look_up_block(const StoredBlock& from, void* to, int64_t n) {
