@@ -234,7 +234,7 @@ MUTANTS = [
         ("random bits of another state", "kRoles[k], n", "k, n"),
         ("gradient of a tail written", "if (k != kGrad) std::memcpy",
          "if (k != kParam) std::memcpy"),
-        ("states out of place", "std::popcount(kUsed & ((1u << state) - 1))", "state"),
+        ("states out of place", "std::popcount(kUsed & ((1u << state) - 1))", "0"),
     ),
     *rule(
         "csrc/cpu/passes.h",
