@@ -19,19 +19,24 @@
 namespace fusedopt {
 
 // Operations has the types Floats and Ints, of one or several numbers, and of these conversions,
-// the reading of one's bits as the other, the larger and the smaller of two numbers, two to the
-// power of how many of some ascending ends are below a number (plus a constant), and the look-up in
-// a table of eight by an index modulo 8. Ends and tables are arguments of templates, because code
-// for a GPU may use the values of such constants, but not their addresses.
+// the reading of one's bits as the other, the larger and the smaller of two numbers, the larger of
+// a magnitude and a number, two to the power of how many of some ascending ends are below a number
+// from 2^-31 to 2 (plus a constant), and the look-up in a table of eight by an index modulo 8. Ends
+// and tables are arguments of templates, because code for a GPU may use the values of such
+// constants, but not their addresses.
 template <bool is_signed, class Operations>
 class Code {
  public:
   using Floats = typename Operations::Floats;
   using Ints = typename Operations::Ints;
 
+  // Codes are named by their places, which count from zero in both directions where there is a
+  // sign, and from one before the code of zero where there is none: its magnitude is m.
+  static constexpr int32_t kCodeOfPlaceZero = is_signed ? 127 : -1;
+
   // The number that a code stands for, relative to its scale.
   FUSEDOPT_FN static constexpr Floats decode(Ints code) {
-    const Ints place = is_signed ? code - 127 : code + 1;
+    const Ints place = code - kCodeOfPlaceZero;
     Ints m = place;
     if constexpr (is_signed) m = place < 0 ? -place : place;
     // (m + 0.5) / 2^e is in [1, 2): the part's middle between the ends of its decade, plus 1.
@@ -42,28 +47,32 @@ class Code {
     return is_signed ? with_sign(magnitude, place) : magnitude;
   }
 
-  // The code of the part that a number lies in, so that of the nearest value but for rounding;
-  // beyond the ends of a decade that of the value that is nearer. Where the code has no sign a
+  // The place of the code of the part that a number lies in, so of the nearest value but for
+  // rounding; beyond the ends of a decade of the value that is nearer. Where the code has no sign a
   // negative number becomes zero, and one above zero never does: what is divided by its root would
-  // leave all bounds. Numbers are finite and no larger than their block's scale.
-  FUSEDOPT_FN static Ints encode(Floats number, float inverse_scale) {
-    const Ints number_bits = Operations::as_ints(number);
-    const Floats magnitude = is_signed ? Operations::as_floats(number_bits & ~kSign) : number;
-    const Floats relative = magnitude * inverse_scale;
+  // leave all bounds. Numbers are finite and no larger than their block's scale. One place, where
+  // -1 would be, has no code: what saturates in 8 bits takes the next.
+  FUSEDOPT_FN static Ints place(Floats number, float inverse_scale) {
+    const Floats relative = is_signed ? Operations::max_magnitude(number * inverse_scale, kLeast)
+                                      : Operations::max(number * inverse_scale, kLeast);
     // As many as its decade has: below the first of a code with a sign half a part, which makes m
     // zero.
     const Floats parts = Operations::template power_of_two<kEnds, kLeastExponent>(relative);
     // Between 1 and 2 as the number is between the ends of its decade: the first bits name the
-    // part.
+    // part. No number is below its decade: where two of them meet, the lower one's part is nearer.
     const Ints decade = Operations::as_ints(parts) >> 23;
-    const Floats place = relative * Operations::template look_up<kInverses>(decade) + 8.0f / 9.0f;
-    const Floats within = Operations::min(Operations::max(place, 1.0f), kBelowTwo);
-    const Floats m = within * parts;
+    const Floats within = relative * Operations::template look_up<kInverses>(decade) + 8.0f / 9.0f;
+    const Floats m = Operations::min(within, kBelowTwo) * parts;
     if constexpr (is_signed) {
-      return Operations::max(Operations::to_ints(with_sign(m, number_bits)) + 127, 0);
+      return Operations::to_ints(with_sign(m, Operations::as_ints(number)));
     } else {
-      return number > 0.0f ? Operations::to_ints(m - 1.0f) : Ints{};
+      return number > 0.0f ? Operations::to_ints(m) : Ints{};
     }
+  }
+
+  // The code of that place.
+  FUSEDOPT_FN static Ints encode(Floats number, float inverse_scale) {
+    return Operations::max(place(number, inverse_scale) + kCodeOfPlaceZero, 0);
   }
 
  private:
@@ -78,9 +87,11 @@ class Code {
   static constexpr int kDecades = 7;
   static constexpr float kBelowTwo = 2.0f - 0x1p-23f;
 
-  // Below the first decade, at -1, there is nothing but zero; behind the last, at 7, nothing but 1,
-  // and every number there has the same place. Both tables go by a decade's exponent with its bias.
+  // Behind the last decade, at 7, there is nothing but 1, so every number has to be in its first
+  // part; below the first, at -1, nothing but zero. Both tables go by a decade's exponent with its
+  // bias, and the two have the same entry.
   static constexpr float kPowerOf[kDecades] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
+  static constexpr float kInverseOfOne = 1.0f / 9.0f + 0x1p-10f;
   static constexpr int decade_of(int index) { return (index - 127 - kFirstExponent) & 7; }
   static constexpr float power_of(int index) {
     const int decade = decade_of(index);
@@ -88,7 +99,7 @@ class Code {
   }
   static constexpr float inverse_of(int index) {
     const int decade = decade_of(index);
-    return decade < kDecades ? 1.0f / (0.9f * kPowerOf[decade]) : 0.0f;
+    return decade < kDecades ? 1.0f / (0.9f * kPowerOf[decade]) : kInverseOfOne;
   }
   static constexpr float kPowers[8] = {power_of(0), power_of(1), power_of(2), power_of(3),
                                        power_of(4), power_of(5), power_of(6), power_of(7)};
@@ -126,6 +137,11 @@ class Code {
     }
     return ends;
   }();
+
+  // Numbers below it have its code. It is below the first end, or else within the first part.
+  static constexpr float kLeast = 0x1p-23f;
+  static_assert(is_signed ? kLeast < kEnds[0]
+                          : kLeast > 0.1f * kPowerOf[0] && kLeast < first_value(0));
 };
 
 // What a block's numbers are multiplied with, one after the other, to be relative to its scale. The
@@ -149,8 +165,9 @@ constexpr int32_t kInfinity = 0x7f800000;
 
 // The bits of a number's magnitude, and of those that are finite, or else 0. Of these the largest
 // integer is the largest number, which is a block's scale.
+constexpr int32_t kMagnitude = 0x7fffffff;
 FUSEDOPT_FN int32_t magnitude_bits(float number) {
-  return std::bit_cast<int32_t>(number) & 0x7fffffff;
+  return std::bit_cast<int32_t>(number) & kMagnitude;
 }
 FUSEDOPT_FN int32_t finite_magnitude_bits(float number) {
   const int32_t bits = magnitude_bits(number);

@@ -28,6 +28,9 @@ struct OneNumber {
   FUSEDOPT_FN static constexpr float max(float a, float b) { return a > b ? a : b; }
   FUSEDOPT_FN static constexpr float min(float a, float b) { return a < b ? a : b; }
   FUSEDOPT_FN static constexpr int32_t max(int32_t a, int32_t b) { return a > b ? a : b; }
+  FUSEDOPT_FN static constexpr float max_magnitude(float a, float b) {
+    return max(as_floats(as_ints(a) & 0x7fffffff), b);
+  }
 
   template <const auto& ends, int32_t exponent>
   FUSEDOPT_FN static constexpr float power_of_two(float number) {

@@ -31,7 +31,7 @@ void update_range(const KernelTable& isa, const UpdateList& list, const Update& 
   }
   Draws draws;
   if (update.draws != Update::kNone) draws = list.draws(update)->from(begin);
-  kernel(addresses, list.scalars(update), &draws, end - begin);
+  kernel(addresses, list.scalars(update), &draws, end - begin, nullptr);
 }
 
 // Part `part` of the updates of a round.

@@ -33,6 +33,8 @@ struct Formats {
       are_all([](Format format) { return format == arithmetic_format(kInDouble); });
   static constexpr bool kInPairs =
       are_all([](Format format) { return plain_format(format) == Format::kBFloat16; });
+  // Of states that are to be encoded to codes.
+  static constexpr bool kFindsRanges = kMix.states == Format::kFloat32;
 };
 
 // Decode, rule, encode: `lanes` elements that lie side by side, either one or kLanes.
@@ -79,8 +81,24 @@ class Elements {
     }
   }
 
-  FUSEDOPT_FN static void update(const Blocks& blocks, const Scalars& scalars, int64_t i) {
-    update(blocks, scalars, i, std::make_index_sequence<Rule::kStates.size()>{});
+  // The largest magnitudes of states, while they are in registers.
+  class Maxima {
+   public:
+    FUSEDOPT_FN void take(unsigned state, const float (&numbers)[lanes]) {
+      for (int64_t l = 0; l < lanes; l += kRegister) {
+        const auto some = load_lanes<OneRegister::Floats>(numbers + l);
+        of_[state] = OneRegister::max(of_[state], OneRegister::as_ints(some) & kMagnitude);
+      }
+    }
+    FUSEDOPT_FN int32_t of(unsigned state) const { return OneRegister::largest(of_[state]); }
+
+   private:
+    OneRegister::Ints of_[kOperands - kFirstState + 1] = {};
+  };
+
+  FUSEDOPT_FN static void update(const Blocks& blocks, const Scalars& scalars, int64_t i,
+                                 Maxima* maxima = nullptr) {
+    update(blocks, scalars, i, maxima, std::make_index_sequence<Rule::kStates.size()>{});
   }
 
   FUSEDOPT_FN static void prefetch(const Blocks& blocks, int64_t i) {
@@ -141,9 +159,14 @@ class Elements {
     if constexpr (is_used(state)) store<operand_of(state)>(from, blocks, i);
   }
 
+  template <size_t state>
+  FUSEDOPT_FN static void take_state(const T (&numbers)[lanes], Maxima& maxima) {
+    if constexpr (is_used(state)) maxima.take(operand_of(state) - kFirstState, numbers);
+  }
+
   template <size_t... state>
   FUSEDOPT_FN static void update(const Blocks& blocks, const Scalars& scalars, int64_t i,
-                                 std::index_sequence<state...>) {
+                                 [[maybe_unused]] Maxima* maxima, std::index_sequence<state...>) {
     T param[lanes], grad[lanes], states[sizeof...(state) + 1][lanes];
     load<kParam>(blocks, i, param);
     load<kGrad>(blocks, i, grad);
@@ -155,6 +178,9 @@ class Elements {
     }
     store<kParam>(param, blocks, i);
     (store_state<state>(states[state], blocks, i), ...);
+    if constexpr (Formats::kFindsRanges && lanes % kRegister == 0) {
+      if (maxima != nullptr) (take_state<state>(states[state], *maxima), ...);
+    }
   }
 };
 
@@ -179,10 +205,38 @@ __attribute__((noinline)) void update_tail(Kernel kernel, const FormatMix& forma
   };
   for_each([&](unsigned k, const void* from, size_t size) { std::memcpy(copies[k], from, size); });
   const Draws of_tail = draws == nullptr ? Draws{} : draws->from(first);
-  kernel(addresses, scalars, &of_tail, kLanes);
+  kernel(addresses, scalars, &of_tail, kLanes, nullptr);
   for_each([&](unsigned k, void* to, size_t size) {
     if (k != kGrad) std::memcpy(to, copies[k], size);
   });
+}
+
+// Updates whole parts of codes to be, and finds the ranges of their states. Returns how many
+// elements that are.
+template <class Rule, unsigned variant, class Formats>
+__attribute__((noinline)) int64_t update_parts(void* const* operands, const void* packed_scalars,
+                                               const Draws* draws, int64_t n,
+                                               PartRange (*ranges)[kBlockParts]) {
+  using Lanes = Elements<Rule, variant, Formats, kLanes>;
+  const auto scalars = *static_cast<const typename Lanes::Scalars*>(packed_scalars);
+  [[maybe_unused]] typename Lanes::RandomBits bits;
+  const int64_t whole = n - n % kScaledBlock;
+  static_assert(kDrawGroup == kScaledBlock);
+  for (int64_t first = 0, part = 0; first < whole; first += kScaledBlock, ++part) {
+    auto blocks = Lanes::blocks(operands, first);
+    if constexpr (Lanes::kDrawing > 0) {
+      Lanes::draw(draws->from(first), kScaledBlock, bits, blocks);
+    }
+    typename Lanes::Maxima maxima;
+    for (int64_t i = 0; i < kScaledBlock; i += kLanes) {
+      Lanes::update(blocks, scalars, i, &maxima);
+    }
+    for (unsigned k = kFirstState; k < Lanes::kOperands; ++k) {
+      const auto* const states = static_cast<const float*>(blocks[k].elements);
+      ranges[k - kFirstState][part] = range_of(maxima.of(k - kFirstState), states, kScaledBlock);
+    }
+  }
+  return whole;
 }
 
 // How far ahead memory is asked for where elements are decoded: every line of it, since asking for
@@ -191,20 +245,27 @@ __attribute__((noinline)) void update_tail(Kernel kernel, const FormatMix& forma
 constexpr int64_t kPrefetchAhead = 1024;
 
 template <class Rule, unsigned variant, size_t formats>
-void kernel(void* const* operands, const void* packed_scalars, const Draws* draws, int64_t n) {
+void kernel(void* const* operands, const void* packed_scalars, const Draws* draws, int64_t n,
+            PartRange (*ranges)[kBlockParts]) {
   using F = Formats<formats>;
   const auto scalars = *static_cast<const KernelScalars<Rule, typename F::T>*>(packed_scalars);
+  int64_t begin = 0;
+  if constexpr (F::kFindsRanges && used_states<Rule>(rule_variant(variant)) != 0) {
+    if (ranges != nullptr) {
+      begin = update_parts<Rule, variant, F>(operands, packed_scalars, draws, n, ranges);
+    }
+  }
   if constexpr (F::kAreNumbers) {
     using One = Elements<Rule, variant, F, 1>;
     const auto blocks = One::blocks(operands, 0);
     FUSEDOPT_INDEPENDENT_ITERATIONS
-    for (int64_t i = 0; i < n; ++i) One::update(blocks, scalars, i);
+    for (int64_t i = begin; i < n; ++i) One::update(blocks, scalars, i);
   } else {
     using Lanes = Elements<Rule, variant, F, kLanes>;
     [[maybe_unused]] typename Lanes::RandomBits bits;
     const int64_t whole = n - n % kLanes;
     const int64_t run = Lanes::kDrawing > 0 ? kDrawGroup : whole;
-    for (int64_t first = 0; first < whole; first += run) {
+    for (int64_t first = begin; first < whole; first += run) {
       auto blocks = Lanes::blocks(operands, first);
       const int64_t left = whole - first, count = std::min(run, left);
       if constexpr (Lanes::kDrawing > 0) Lanes::draw(draws->from(first), count, bits, blocks);

@@ -32,11 +32,6 @@ inline constexpr std::array kUsualFormats = {
     FormatMix{Format::kStochasticBFloat16, Format::kBFloat16, Format::kStochasticBFloat16},
 };
 
-// Updates n elements. operands: param, grad, and the states that the variant uses; then the
-// remainder, where the parameter has a master. draws: from the first element on, where any is
-// rounded with random bits.
-using Kernel = void (*)(void* const* operands, const void* scalars, const Draws* draws, int64_t n);
-
 // Elements of a block, on which a pass works. Of codes it has several parts with a scale each: what
 // a pass begins with is loaded once for all of them, and no part waits for another one's maximum.
 constexpr int64_t kBlockParts = 4, kBlock = kBlockParts * kScaledBlock;
@@ -46,6 +41,13 @@ struct PartRange {
   float scale;
   bool is_finite;  // all of them
 };
+
+// Updates n elements. operands: param, grad, and the states that the variant uses; then the
+// remainder, where the parameter has a master. draws: from the first element on, where any is
+// rounded with random bits. ranges: null, or else n is no more than a block and the states are
+// float32: those of each state's whole parts are written.
+using Kernel = void (*)(void* const* operands, const void* scalars, const Draws* draws, int64_t n,
+                        PartRange (*ranges)[kBlockParts]);
 
 // Asks for memory, a line of the cache at a time.
 FUSEDOPT_FN void prefetch_lines(const void* begin, size_t size) {

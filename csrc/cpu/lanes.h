@@ -33,14 +33,13 @@ FUSEDOPT_FN void store_lanes(Lanes lanes, Number* to) {
 // exponents of numbers from 2^-31 to 2, modulo 32: what added to the bits of a number makes their
 // upper part how many of the ends are below it, plus a constant.
 struct EndsByExponent {
-  static constexpr float kLeast = 0x1p-31f;
   static constexpr uint32_t kOneExponent = 1 << 23;
 
   uint32_t addend[32] = {};
 
   template <size_t count>
   constexpr EndsByExponent(const std::array<float, count>& ends, uint32_t constant) {
-    float power = kLeast;
+    float power = 0x1p-31f;
     for (uint32_t exponent = 127 - 31; exponent < 128; ++exponent, power *= 2) {
       uint32_t& of_exponent = addend[exponent % 32];
       of_exponent = (constant - exponent) * kOneExponent;
@@ -77,13 +76,18 @@ struct OneRegister {
   FUSEDOPT_FN static Floats min(Floats numbers, float other) {
     return Floats(_mm512_min_ps(__m512(numbers), _mm512_set1_ps(other)));
   }
-  FUSEDOPT_FN static Ints max(Ints numbers, int32_t other) {
-    return Ints(_mm512_max_epi32(__m512i(numbers), _mm512_set1_epi32(other)));
+  FUSEDOPT_FN static Ints max(Ints numbers, Ints others) {
+    return Ints(_mm512_max_epi32(__m512i(numbers), __m512i(others)));
+  }
+  FUSEDOPT_FN static Floats max_magnitude(Floats numbers, float other) {
+    constexpr int kLargerMagnitude = 0b11, kWithoutSign = 0b10 << 2;
+    return Floats(
+        _mm512_range_ps(__m512(numbers), _mm512_set1_ps(other), kLargerMagnitude | kWithoutSign));
   }
   template <const auto& ends, int32_t exponent>
   FUSEDOPT_FN static Floats power_of_two(Floats numbers) {
     static constexpr EndsByExponent kTable(ends, 127 + exponent);
-    const __m512i bits = __m512i(max(numbers, kTable.kLeast));
+    const __m512i bits = __m512i(numbers);
     const __m512i addends =
         _mm512_permutex2var_epi32(_mm512_loadu_si512(kTable.addend), _mm512_srli_epi32(bits, 23),
                                   _mm512_loadu_si512(kTable.addend + 16));
@@ -97,8 +101,8 @@ struct OneRegister {
   FUSEDOPT_FN static Floats min(Floats numbers, float other) {
     return Floats(_mm256_min_ps(__m256(numbers), _mm256_set1_ps(other)));
   }
-  FUSEDOPT_FN static Ints max(Ints numbers, int32_t other) {
-    return Ints(_mm256_max_epi32(__m256i(numbers), _mm256_set1_epi32(other)));
+  FUSEDOPT_FN static Ints max(Ints numbers, Ints others) {
+    return Ints(_mm256_max_epi32(__m256i(numbers), __m256i(others)));
   }
 #else
   FUSEDOPT_FN static Floats max(Floats numbers, float other) {
@@ -107,10 +111,13 @@ struct OneRegister {
   FUSEDOPT_FN static Floats min(Floats numbers, float other) {
     return numbers < other ? numbers : Floats{} + other;
   }
-  FUSEDOPT_FN static Ints max(Ints numbers, int32_t other) {
-    return numbers > other ? numbers : Ints{} + other;
+  FUSEDOPT_FN static Ints max(Ints numbers, Ints others) {
+    return numbers > others ? numbers : others;
   }
 #endif
+  FUSEDOPT_FN static Floats max_magnitude(Floats numbers, float other) {
+    return max(as_floats(as_ints(numbers) & kMagnitude), other);
+  }
   template <const auto& ends, int32_t exponent>
   FUSEDOPT_FN static Floats power_of_two(Floats numbers) {
     Ints found = Ints{} + (127 + exponent);
@@ -118,6 +125,16 @@ struct OneRegister {
     return as_floats(found << 23);
   }
 #endif
+
+  FUSEDOPT_FN static int32_t largest(Ints numbers) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_epi32(__m512i(numbers));
+#else
+    int32_t found = numbers[0];
+    for (int64_t i = 1; i < kRegister; ++i) found = found > numbers[i] ? found : numbers[i];
+    return found;
+#endif
+  }
 
   template <const float (&table)[8]>
   FUSEDOPT_FN static Floats look_up(Ints index) {
@@ -135,34 +152,59 @@ struct OneRegister {
 };
 
 // As many codes of 8 bits.
-#if defined(__AVX512F__)
 FUSEDOPT_FN OneRegister::Ints load_codes(const uint8_t* from) {
+#if defined(__AVX512F__)
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return OneRegister::Ints(_mm512_cvtepu8_epi32(codes));
-}
-FUSEDOPT_FN void store_codes(OneRegister::Ints codes, uint8_t* to) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(__m512i(codes)));
-}
 #elif defined(__AVX2__)
-FUSEDOPT_FN OneRegister::Ints load_codes(const uint8_t* from) {
   return OneRegister::Ints(_mm256_cvtepu8_epi32(_mm_loadu_si64(from)));
-}
-FUSEDOPT_FN void store_codes(OneRegister::Ints codes, uint8_t* to) {
-  const __m128i lower = _mm256_castsi256_si128(__m256i(codes));
-  const __m128i upper = _mm256_extracti128_si256(__m256i(codes), 1);
-  const __m128i words = _mm_packus_epi32(lower, upper);
-  _mm_storeu_si64(to, _mm_packus_epi16(words, words));
-}
 #else
-FUSEDOPT_FN OneRegister::Ints load_codes(const uint8_t* from) {
   int32_t codes[kRegister];
   for (int64_t i = 0; i < kRegister; ++i) codes[i] = from[i];
   return load_lanes<OneRegister::Ints>(codes);
-}
-FUSEDOPT_FN void store_codes(OneRegister::Ints codes, uint8_t* to) {
-  for (int64_t i = 0; i < kRegister; ++i) to[i] = static_cast<uint8_t>(codes[i]);
-}
 #endif
+}
+
+// Four registers of integers plus a number, saturated to 8 bits. Wide registers are packed quarter
+// by quarter, or half by half, which puts them out of order.
+constexpr int64_t kCodesStored = 4 * kRegister;
+FUSEDOPT_FN void store_codes(const OneRegister::Ints (&places)[4], int16_t offset, uint8_t* to) {
+#if defined(__AVX512F__)
+  const auto to_words = [&](int i) {
+    return _mm512_add_epi16(_mm512_packs_epi32(__m512i(places[i]), __m512i(places[i + 1])),
+                            _mm512_set1_epi16(offset));
+  };
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i codes = _mm512_packus_epi16(to_words(0), to_words(2));
+  store_lanes(_mm512_permutexvar_epi32(order, codes), to);
+#elif defined(__AVX2__)
+  const auto to_words = [&](int i) {
+    return _mm256_add_epi16(_mm256_packs_epi32(__m256i(places[i]), __m256i(places[i + 1])),
+                            _mm256_set1_epi16(offset));
+  };
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i codes = _mm256_packus_epi16(to_words(0), to_words(2));
+  store_lanes(_mm256_permutevar8x32_epi32(codes, order), to);
+#elif defined(__SSE2__)
+  const auto to_words = [&](int i) {
+    return _mm_add_epi16(_mm_packs_epi32(__m128i(places[i]), __m128i(places[i + 1])),
+                         _mm_set1_epi16(offset));
+  };
+  store_lanes(_mm_packus_epi16(to_words(0), to_words(2)), to);
+#elif defined(__ARM_NEON)
+  const auto to_words = [&](int i) {
+    const int16x4_t lower = vqmovn_s32(int32x4_t(places[i]));
+    const int16x4_t upper = vqmovn_s32(int32x4_t(places[i + 1]));
+    return vaddq_s16(vcombine_s16(lower, upper), vdupq_n_s16(offset));
+  };
+  store_lanes(vcombine_u8(vqmovun_s16(to_words(0)), vqmovun_s16(to_words(2))), to);
+#else
+  for (int64_t i = 0; i < kCodesStored; ++i) {
+    const int32_t code = places[i / kRegister][i % kRegister] + offset;
+    to[i] = static_cast<uint8_t>(code < 0 ? 0 : code > 255 ? 255 : code);
+  }
+#endif
+}
 
 #if defined(__AVX512F__)
 // For the function that it stands ahead of: what needs AVX-512 VBMI, which the others do without.

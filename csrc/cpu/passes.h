@@ -50,15 +50,15 @@ FUSEDOPT_FN void for_each_part(int64_t n, F f) {
   }
 }
 
-// Calls f with where a register of codes may be read or written, whichever Byte allows, and the
-// number of the first one, for all of them. Of the last register codes behind the end mean nothing.
-template <class Byte, class F>
-FUSEDOPT_FN void for_each_register(Byte* codes, int64_t begin, int64_t end, F f) {
+// Calls f with where so many codes may be read or written, whichever Byte allows, and the number of
+// the first one, for all of them. Of the last ones those behind the end mean nothing.
+template <int64_t count, class Byte, class F>
+FUSEDOPT_FN void for_each_few(Byte* codes, int64_t begin, int64_t end, F f) {
   int64_t i = begin;
-  for (; i + kRegister <= end; i += kRegister) f(codes + i, i);
+  for (; i + count <= end; i += count) f(codes + i, i);
   if (i == end) return;
   const auto rest = static_cast<size_t>(end - i);
-  uint8_t copies[kRegister] = {};
+  uint8_t copies[count] = {};
   if constexpr (std::is_const_v<Byte>) std::memcpy(copies, codes + i, rest);
   f(copies, i);
   if constexpr (!std::is_const_v<Byte>) std::memcpy(codes + i, copies, rest);
@@ -70,7 +70,7 @@ void decode_codes(const StoredBlock& from, T* numbers, int64_t n) {
   const auto* const codes = static_cast<const uint8_t*>(from.elements);
   for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
     const float scale = from.scales[part];
-    for_each_register(codes, begin, end, [&](const uint8_t* some, int64_t i) {
+    for_each_few<kRegister>(codes, begin, end, [&](const uint8_t* some, int64_t i) {
       const auto decoded = Code<is_signed, OneRegister>::decode(load_codes(some)) * scale;
       if constexpr (std::is_same_v<T, float>) {
         store_lanes(decoded, numbers + i);
@@ -109,16 +109,20 @@ FUSEDOPT_FN int32_t largest(const float* begin, const float* end, Magnitude magn
   return found;
 }
 
+// That of a part's n numbers, of which the largest magnitude is known.
+FUSEDOPT_FN PartRange range_of(int32_t largest_magnitude, const float* numbers, int64_t n) {
+  const bool is_finite = largest_magnitude < kInfinity;
+  if (!is_finite) largest_magnitude = largest(numbers, numbers + n, finite_magnitude_bits);
+  return {.scale = std::bit_cast<float>(largest_magnitude), .is_finite = is_finite};
+}
+
 template <class T>
 void find_ranges(const void* numbers, int64_t n, PartRange* ranges) {
   float copies[kBlock];
   const float* const floats = as_floats(static_cast<const T*>(numbers), copies, n);
   for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
     const int32_t of_all = largest(floats + begin, floats + end, magnitude_bits);
-    ranges[part] = {.scale = std::bit_cast<float>(of_all), .is_finite = of_all < kInfinity};
-    if (ranges[part].is_finite) return;
-    const int32_t of_finite = largest(floats + begin, floats + end, finite_magnitude_bits);
-    ranges[part].scale = std::bit_cast<float>(of_finite);
+    ranges[part] = range_of(of_all, floats + begin, end - begin);
   });
 }
 
@@ -140,12 +144,17 @@ void encode_codes(const T* numbers, const StoredBlock& to, int64_t n) {
     });
     floats = copies;
   }
+  using Of = Code<is_signed, OneRegister>;
   auto* const codes = static_cast<uint8_t*>(to.elements);
   for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
     if (to.ahead != nullptr) to.ahead->ask_for_piece();
-    for_each_register(codes, begin, end, [&](uint8_t* some, int64_t i) {
-      const auto lanes = load_lanes<OneRegister::Floats>(floats + i);
-      store_codes(Code<is_signed, OneRegister>::encode(lanes, inverses[part]), some);
+    for_each_few<kCodesStored>(codes, begin, end, [&](uint8_t* some, int64_t i) {
+      OneRegister::Ints places[kCodesStored / kRegister];
+      for (OneRegister::Ints& of_register : places) {
+        of_register = Of::place(load_lanes<OneRegister::Floats>(floats + i), inverses[part]);
+        i += kRegister;
+      }
+      store_codes(places, Of::kCodeOfPlaceZero, some);
     });
   });
 }

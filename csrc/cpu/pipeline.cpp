@@ -87,6 +87,7 @@ class Block {
         grad_scale_(list.prologue().grad_scale),
         of_rule_(operands_of_rule(operands_, epilogue_)) {
     for (const Operand& operand : operands_) pieces_ += kBlockParts * is_scaled(operand.format);
+    kernel_finds_ranges_ = pieces_ > 0 && choice_.formats.states == Format::kFloat32;
   }
 
   size_t operands() const { return operands_.size(); }
@@ -119,9 +120,7 @@ class Block {
     if (epilogue_ != nullptr && epilogue_->l1_threshold != 0) {
       isa_.shrink[in_double_](numbers_[kParam], epilogue_->l1_threshold, n);
     }
-    for (size_t k = 0; k < operands(); ++k) {
-      if (is_scaled(operands_[k].format)) isa_.find_ranges[in_double_](numbers_[k], n, ranges_[k]);
-    }
+    find_ranges(n);
     for (size_t k = 0; k < operands(); ++k) encode(k, first, n);
     if (epilogue_ != nullptr && epilogue_->average != kParam) {
       average(epilogue_->average, first, n);
@@ -196,7 +195,20 @@ class Block {
     if (choice_.formats.param == Format::kMasterBFloat16) *behind = stored_[operands() - 1];
     Draws draws;
     if (draws_ != nullptr) draws = draws_->from(first);
-    choice_.kernel(addresses, scalars_, &draws, n);
+    auto* const of_states = ranges_ + kFirstState;
+    choice_.kernel(addresses, scalars_, &draws, n, kernel_finds_ranges_ ? of_states : nullptr);
+  }
+
+  // Of what is to be encoded to codes, as far as the kernel has not found them.
+  void find_ranges(int64_t n) {
+    const int64_t found = kernel_finds_ranges_ ? n - n % kScaledBlock : 0;
+    if (found == n) return;
+    const size_t offset = static_cast<size_t>(found) * size_of(arithmetic_format(in_double_));
+    for (size_t k = 0; k < operands(); ++k) {
+      if (!is_scaled(operands_[k].format)) continue;
+      isa_.find_ranges[in_double_](static_cast<std::byte*>(numbers_[k]) + offset, n - found,
+                                   ranges_[k] + found / kScaledBlock);
+    }
   }
 
   const KernelTable& isa_;
@@ -210,6 +222,7 @@ class Block {
   const float* grad_scale_;   // null: the gradients are not scaled
   size_t of_rule_;            // operands
   size_t pieces_ = 0;         // in which memory ahead is asked for
+  bool kernel_finds_ranges_;
   MemoryAhead ahead_;
   void* stored_[kMostOperands];
   void* numbers_[kMostOperands];

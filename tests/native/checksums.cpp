@@ -68,6 +68,30 @@ size_t operand_count(unsigned variant) {
   return kFirstState + static_cast<size_t>(std::popcount(used_states<Rule>(rule_variant(variant))));
 }
 
+// The ranges that a kernel finds of its states' whole parts have to be those that a pass finds.
+class Ranges {
+ public:
+  // Null where a kernel finds none.
+  using OfState = cpu::PartRange[cpu::kBlockParts];
+  explicit Ranges(Format states, size_t count) : count_(states == Format::kFloat32 ? count : 0) {}
+  OfState* to_find() { return count_ > 0 ? found_ : nullptr; }
+
+  void check(void* const* states) const {
+    for (size_t k = 0; k < count_; ++k) {
+      OfState expected;
+      cpu::FUSEDOPT_ISA::kernel_table.find_ranges[0](states[k], kElements, expected);
+      for (int64_t part = 0; part < kElements / kScaledBlock; ++part) {
+        const cpu::PartRange &a = expected[part], &b = found_[k][part];
+        if (a.scale != b.scale || a.is_finite != b.is_finite) std::printf("another range\n");
+      }
+    }
+  }
+
+ private:
+  size_t count_;
+  OfState found_[kMostOperands];
+};
+
 template <class Rule, class T>
 void print_rule(unsigned index) {
   for (unsigned variant = 0; variant < kVariantCount<Rule>; ++variant) {
@@ -86,8 +110,11 @@ void print_rule(unsigned index) {
     const Format format = arithmetic_format(sizeof(T) == sizeof(double));
     const auto kernel =
         cpu::FUSEDOPT_ISA::kernel_table.find_kernel(index, variant, {format, format, format});
+    Ranges ranges(format, operands.size() - kFirstState);
     for (int step = 0; step < 3; ++step) {
-      kernel(operands.data(), list.scalars(update), nullptr, kElements);
+      kernel(operands.data(), list.scalars(update), nullptr, kElements,
+             step == 1 ? ranges.to_find() : nullptr);
+      if (step == 1) ranges.check(&operands[kFirstState]);
     }
     uint64_t checksum = 14695981039346656037u;
     for (const auto& array : arrays) checksum = checksum_of(checksum, array);
@@ -121,9 +148,12 @@ void print_rule_as_stored(unsigned index, size_t usual) {
     std::vector<void*> addresses;
     for (auto& array : arrays) addresses.push_back(array.data());
     const auto kernel = table.find_kernel(index, variant, mix);
+    Ranges ranges(mix.states, operand_count<Rule>(variant) - kFirstState);
     for (uint32_t step = 0; step < 3; ++step) {
       const Draws draws{.seed = 3, .param = 1, .step = step, .first = 100};
-      kernel(addresses.data(), list.scalars(update), &draws, kElements);
+      kernel(addresses.data(), list.scalars(update), &draws, kElements,
+             step == 1 ? ranges.to_find() : nullptr);
+      if (step == 1) ranges.check(&addresses[kFirstState]);
     }
     uint64_t checksum = 14695981039346656037u;
     for (size_t k = 0; k < arrays.size(); ++k) {

@@ -176,7 +176,8 @@ def test_wide_registers_stay_in_their_kernels(functions):
     for (_, name), body in functions.items():
         if widest(body) != "baseline":
             templates = (
-                r"kernel|update_tail|(de|en)code_\w+|look_up_\w+|find_ranges|add_squares|\w+_block"
+                r"kernel|update_(tail|parts)|(de|en)code_\w+|look_up_\w+|find_ranges|add_squares"
+                r"|\w+_block"
             )
             own = rf"::({templates})<|::draw_(group|random_bits)\("
             assert re.search(own, name), name
