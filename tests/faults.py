@@ -263,6 +263,7 @@ MUTANTS = [
         ("end below itself", "kOneExponent - 1 - mantissa_of(end)",
          "kOneExponent - mantissa_of(end)"),
         ("index beyond eight", "(index & 7) == i", "index == i"),
+        ("guess of ends not corrected", "found -= numbers > look_up<kTable.end>(found);", ""),
         ("codes without an upper half", "_mm512_movepi8_mask(index), lower", "0, lower"),
         ("packed quarters out of order", "_mm512_permutexvar_epi32(order, codes)", "codes"),
         ("halves of words swapped", "_mm512_packus_epi16(to_words(0), to_words(2))",

@@ -21,7 +21,7 @@ namespace fusedopt {
 // Operations has the types Floats and Ints, of one or several numbers, and of these conversions,
 // the reading of one's bits as the other, the larger and the smaller of two numbers, the larger of
 // a magnitude and a number, two to the power of how many of some ascending ends are below a number
-// from 2^-31 to 2 (plus a constant), and the look-up in a table of eight by an index modulo 8. Ends
+// from 2^-23 to 2 (plus a constant), and the look-up in a table of eight by an index modulo 8. Ends
 // and tables are arguments of templates, because code for a GPU may use the values of such
 // constants, but not their addresses.
 template <bool is_signed, class Operations>

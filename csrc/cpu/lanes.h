@@ -57,6 +57,45 @@ struct EndsByExponent {
   }
 };
 
+// Eight ascending ends at most, nearly as far from one another as decades. The first bits of a
+// number grow about as its logarithm does, so that their product with a factor guesses how many of
+// the ends are below it, plus a constant: right, or one too few.
+struct EndsByGuess {
+  static constexpr int kBits = 16;
+
+  int32_t addend, factor;
+  // What a number is above where the guess is one too few, by the guess modulo 8. Where there are
+  // fewer ends than eight it may be for numbers below the first, too.
+  float end[8] = {};
+
+  template <size_t count>
+  constexpr EndsByGuess(const std::array<float, count>& ends, int32_t constant) {
+    const int32_t first = first_bits(ends[0]), last = first_bits(ends[count - 1]);
+    factor = (static_cast<int32_t>(count - 1) << kBits) / (last - first);
+    addend = ((2 * constant + 1) << (kBits - 1)) / factor - first;
+    for (int32_t i = 0; const float each : ends) end[(constant + i++) % 8] = each;
+  }
+
+  // Whether that holds for the least number, and at each end and just above: then it does between.
+  template <size_t count>
+  constexpr bool is_right(const std::array<float, count>& ends, int32_t constant) const {
+    for (int32_t guessed = constant; const float each : ends) {
+      const float above = std::bit_cast<float>(std::bit_cast<int32_t>(each) + 1);
+      if (guess(each) != guessed || guess(above) != guessed) return false;
+      ++guessed;
+    }
+    return guess(0x1p-23f) >= constant - (count < 8) && guess(2.0f) < constant + int32_t{count};
+  }
+
+ private:
+  static constexpr int32_t first_bits(float number) {
+    return std::bit_cast<int32_t>(number) >> kBits;
+  }
+  constexpr int32_t guess(float number) const {
+    return (first_bits(number) + addend) * factor >> kBits;
+  }
+};
+
 // The operations of core/codes.h on as many floats as fill a register.
 struct OneRegister {
   using Floats __attribute__((vector_size(kRegister * sizeof(float)))) = float;
@@ -120,8 +159,17 @@ struct OneRegister {
   }
   template <const auto& ends, int32_t exponent>
   FUSEDOPT_FN static Floats power_of_two(Floats numbers) {
+#if defined(__AVX2__)
+    static constexpr EndsByGuess kTable(ends, 127 + exponent);
+    static_assert(kTable.is_right(ends, 127 + exponent));
+    const Ints moved = (as_ints(numbers) >> kTable.kBits) + kTable.addend;
+    const __m256i guess = _mm256_mulhi_epu16(__m256i(moved), _mm256_set1_epi32(kTable.factor));
+    Ints found = Ints(guess);
+    found -= numbers > look_up<kTable.end>(found);
+#else
     Ints found = Ints{} + (127 + exponent);
     for (const float end : ends) found -= numbers > end;
+#endif
     return as_floats(found << 23);
   }
 #endif
