@@ -23,7 +23,7 @@ from ..contestants.ways import (
     contestants,
     is_low_bit,
 )
-from ..workloads.tensors import OFFLOAD, OFFLOAD_QUICK, WORKLOADS, Workload
+from ..workloads.tensors import IN_CACHE, OFFLOAD, OFFLOAD_QUICK, WORKLOADS, Workload
 from .checks import Warm, check_stored, warm_up
 from .describe import derive, describe_timing, moved_bytes, ratio_row, state_bytes, stored_bytes
 from .measure import Conditions, Groups, LackOfMemoryError, bytes_available, make_groups
@@ -46,14 +46,16 @@ Who = tuple[str, str]  # a way, and who steps it
 
 
 def storage(conditions: Conditions, bars: Bars) -> list[dict[str, Any]]:
-    """Every way on one tensor and on GPT-2, with all threads and with one."""
+    """Every way on one tensor and on GPT-2, with all threads and with one, and in one's cache."""
     names = ("one-64m",) if conditions.quick else ("one-64m", "gpt2-124m")
-    threads = torch.get_num_threads()
-    return [
+    threads = sorted({1, torch.get_num_threads()})
+    large = [
         row
         for name in names
-        for row in measure(WORKLOADS[name], [*WAYS], sorted({1, threads}), (), conditions, bars)
+        for row in measure(WORKLOADS[name], [*WAYS], threads, (), conditions, bars)
     ]
+    alone = replace(conditions, peers=())
+    return [*large, *measure(IN_CACHE, [*WAYS], [1], (), alone, bars)]
 
 
 def offload(conditions: Conditions, bars: Bars) -> list[dict[str, Any]]:

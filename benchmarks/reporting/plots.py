@@ -198,7 +198,7 @@ def _training(rows: list[dict[str, Any]], result: dict[str, Any], theme: Theme) 
 def _stored(rows: list[dict[str, Any]], result: dict[str, Any], theme: Theme) -> Figure:
     """Times of every way with all threads, as a part of torch's fused step in float32."""
     most = max(row["threads"] for row in rows)
-    names = [*dict.fromkeys(row["workload"] for row in rows)]
+    names = [*dict.fromkeys(row["workload"] for row in rows if row["threads"] == most)]
     ways = [*dict.fromkeys(row["way"] for row in rows)]
     figure, panels = plt.subplots(
         1, len(names), figsize=(4 + 4 * len(names), 1.4 + 0.32 * len(ways)), sharey=True,

@@ -16,7 +16,7 @@ def storage(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
     titles = [f"torch {name}" if name in TORCH else name for name in peers]
     return Table(
         (
-            "workload", "stored", "threads", OURS, "bytes", "touch", *titles, "ratio",
+            "workload", "stored", "threads", OURS, "ns", "bytes", "touch", *titles, "ratio",
             *(f"of {name}'s best" for name in yardsticks),
         ),
         [
@@ -25,6 +25,7 @@ def storage(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
                 row["way"],
                 str(row["threads"]),
                 format_seconds(row["peers"][OURS]["median"]),
+                three_digits(row["peers"][OURS]["median"] / row["elements"] * 1e9),
                 three_digits(row["bytes_per_parameter"]),
                 percent(row["share_of_touch"]),
                 *(_peer(row, name) for name in peers),
@@ -45,7 +46,8 @@ def _legend(has_yardsticks: bool) -> str:
         else ""
     )
     return (
-        f"Median time of a step of {TRAINED}. bytes: of parameter and states, per parameter. "
+        f"Median time of a step of {TRAINED}. ns: of it, per parameter. bytes: of parameter and "
+        "states, per parameter. "
         "touch: time of a kernel that only moves the bytes of this way, over fusedopt's. Others: "
         "their time, and in brackets that over fusedopt's. ratio: time of torch's fused step in "
         f"float32 over fusedopt's in this way, both in the same rounds. {best}tie and unsettled as "

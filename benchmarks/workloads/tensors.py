@@ -70,6 +70,9 @@ WORKLOADS = {**_IN_THE_RUNS_DTYPE, **_IN_16_BITS}
 OFFLOAD = equal_tensors(4, 64 * 1024 * 1024, "offload")
 OFFLOAD_QUICK = equal_tensors(4, 4 * 1024 * 1024, "offload-16m")
 
+# What stays in a core's second-level cache in every format: arithmetic is all that a step takes.
+IN_CACHE = equal_tensors(1, 64 * 1024, "one-64k")
+
 # Those that a quick run leaves out: as large as others, or larger.
 LONG = (
     "bert-base",
