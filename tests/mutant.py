@@ -99,7 +99,7 @@ class Mutant:
         if self.file in ("csrc/cuda/squares.h", "csrc/cuda/square_plan.cpp"):
             return OF_SQUARES
         if self.file in ("csrc/core/codes.h", "csrc/core/random.h"):
-            return OF_STORAGE
+            return (*OF_STORAGE, "cuda/test_cuda_groups.py")
         return OF_CUDA if self.file.startswith("csrc/cuda/") else OF_EVERYTHING
 
 
