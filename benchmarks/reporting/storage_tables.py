@@ -55,6 +55,27 @@ def _legend(has_yardsticks: bool) -> str:
     )
 
 
+def ways(rows: list[dict[str, Any]], result: dict[str, Any]) -> Table:
+    """Every way to store, to choose from: what it takes of memory and of time."""
+    threads = result["threads"]
+    shares: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["threads"] == threads and row["speedup"]:
+            share = percent({"median": 1 / row["speedup"]["median"]})
+            shares.setdefault(row["workload"], {})[row["way"]] = share
+    bytes_of = {row["way"]: three_digits(row["bytes_per_parameter"]) for row in rows}
+    return Table(
+        ("stored", "bytes", *shares),
+        [
+            [way, size, *(of.get(way, "-") for of in shares.values())]
+            for way, size in bytes_of.items()
+        ],
+        f"bytes: of parameter and states, per parameter. Others: the time of a step of {TRAINED} "
+        f"on {threads} threads, as a share of that of torch's fused step in float32.",
+        words=1,
+    )
+
+
 def _peer(row: dict[str, Any], name: str) -> str:
     if name in row["peers"]:
         time = format_seconds(row["peers"][name]["median"])

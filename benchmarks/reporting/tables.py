@@ -12,13 +12,14 @@ from .targets import targets
 AIMS = "targets"
 
 # Made for documents and maintainers, and not shown after a run.
-ASKED_FOR = ("overview", AIMS)
+ASKED_FOR = ("overview", "ways", AIMS)
 
 
 def all_tables(result: dict[str, Any]) -> dict[str, Table]:
     """Every table for which the result has rows, by name."""
     cases = dict.fromkeys(("overview", "steps", "cold", "details", AIMS), result["cases"])
-    rows = {**cases, **result.get("parts", {})}
+    parts = result.get("parts", {})
+    rows = {**cases, **parts, "ways": parts.get("storage")}
     # Aims are held against parts, too.
     has_rows = [name for name in _TABLES if rows.get(name) or name == AIMS]
     made = {name: _TABLES[name](rows[name], result) for name in has_rows}
@@ -79,6 +80,7 @@ _TABLES: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], Table]] = {
     "sequences": part_tables.sequences,
     "costs": part_tables.costs,
     "storage": storage_tables.storage,
+    "ways": storage_tables.ways,
     "offload": storage_tables.storage,
     "memory": storage_tables.memory,
     AIMS: targets,

@@ -362,7 +362,7 @@ def result(monkeypatch, deepspeed):
 
 def test_parts_have_tables_pictures_changes_and_aims(result, tmp_path, capsys):
     shown = tables.all_tables(result)
-    assert {"storage", "offload", "memory", "targets"} == set(shown) - {"steps", "details"}
+    assert {"storage", "ways", "offload", "memory", "targets"} == set(shown) - {"steps", "details"}
     assert all(len(row) == len(made.columns) for made in shown.values() for row in made.rows)
     report.show(result, aims=True)
     assert "deepspeed's best" in capsys.readouterr().out
