@@ -24,6 +24,10 @@ inline constexpr std::array kUsualFormats = {
     FormatMix{Format::kFloat32, Format::kFloat32, Format::kStochasticBFloat16},
     FormatMix{Format::kFloat32, Format::kBFloat16, Format::kFloat32},
     FormatMix{Format::kFloat32, Format::kBFloat16, Format::kStochasticBFloat16},
+    FormatMix{Format::kBFloat16, Format::kBFloat16, Format::kFloat32},
+    FormatMix{Format::kBFloat16, Format::kBFloat16, Format::kStochasticBFloat16},
+    FormatMix{Format::kFloat16, Format::kFloat16, Format::kFloat32},
+    FormatMix{Format::kFloat16, Format::kFloat16, Format::kStochasticBFloat16},
     FormatMix{Format::kMasterBFloat16, Format::kBFloat16, Format::kFloat32},
     FormatMix{Format::kMasterBFloat16, Format::kBFloat16, Format::kBFloat16},
     FormatMix{Format::kMasterBFloat16, Format::kBFloat16, Format::kStochasticBFloat16},
@@ -57,11 +61,14 @@ FUSEDOPT_FN void prefetch_lines(const void* begin, size_t size) {
   }
 }
 
-// Memory of several operands that is wanted soon. A pass that computes much asks for it in pieces:
-// asked for at once it would take all that a core can wait for, and the pass's own loads come
-// after.
+// Memory of several operands that is wanted soon. Passes ask for it in pieces: asked for at once it
+// would take all that a core can wait for, and the pass's own loads come after.
 class MemoryAhead {
  public:
+  // The largest piece, in bytes: with larger ones a step is slower than if it leaves all of them to
+  // the hardware.
+  static constexpr size_t kMostAtOnce = size_t{20} * 64;
+
   explicit MemoryAhead(size_t pieces = 0) : pieces_(pieces) {}
 
   void add(const std::byte* begin, size_t size) {
@@ -92,7 +99,11 @@ struct StoredBlock {
   float* scales = nullptr;                // of codes, by part
   const PartRange* ranges = nullptr;      // of what is to be encoded to codes, by part
   const uint16_t* random_bits = nullptr;  // as many as elements, where rounding draws them
-  MemoryAhead* ahead = nullptr;           // asked for while codes are encoded, if there is any
+  MemoryAhead* ahead = nullptr;           // if there is any, a piece is asked for with each part
+
+  FUSEDOPT_FN void ask_ahead() const {
+    if (ahead != nullptr) ahead->ask_for_piece();
+  }
 };
 
 // Between a block, of kBlock elements at most, and numbers in the format of the arithmetic.
@@ -106,11 +117,12 @@ struct KernelTable {
   std::array<const Kernel*, AllRules::kCount> kernels;
 
   // Null where there is none.
+  Kernel kernel(size_t rule, unsigned variant, size_t usual) const {
+    return kernels[rule][variant * kUsualFormats.size() + usual];
+  }
   Kernel find_kernel(size_t rule, unsigned variant, const FormatMix& formats) const {
     for (size_t usual = 0; usual < kUsualFormats.size(); ++usual) {
-      if (kUsualFormats[usual] == formats) {
-        return kernels[rule][variant * kUsualFormats.size() + usual];
-      }
+      if (kUsualFormats[usual] == formats) return kernel(rule, variant, usual);
     }
     return nullptr;
   }

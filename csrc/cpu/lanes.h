@@ -213,39 +213,46 @@ FUSEDOPT_FN OneRegister::Ints load_codes(const uint8_t* from) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// What works quarter by quarter takes its words from the four quarters, or leaves them there: the
+// first of each, the second, and so on, which is the same order the other way round.
+FUSEDOPT_FN __m512i by_quarters(__m512i words) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, words);
+}
+#endif
+
 // Four registers of integers plus a number, saturated to 8 bits. Wide registers are packed quarter
 // by quarter, or half by half, which puts them out of order.
 constexpr int64_t kCodesStored = 4 * kRegister;
 FUSEDOPT_FN void store_codes(const OneRegister::Ints (&places)[4], int16_t offset, uint8_t* to) {
 #if defined(__AVX512F__)
-  const auto to_words = [&](int i) {
+  const auto pack = [&](int i) {
     return _mm512_add_epi16(_mm512_packs_epi32(__m512i(places[i]), __m512i(places[i + 1])),
                             _mm512_set1_epi16(offset));
   };
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i codes = _mm512_packus_epi16(to_words(0), to_words(2));
-  store_lanes(_mm512_permutexvar_epi32(order, codes), to);
+  store_lanes(by_quarters(_mm512_packus_epi16(pack(0), pack(2))), to);
 #elif defined(__AVX2__)
-  const auto to_words = [&](int i) {
+  const auto pack = [&](int i) {
     return _mm256_add_epi16(_mm256_packs_epi32(__m256i(places[i]), __m256i(places[i + 1])),
                             _mm256_set1_epi16(offset));
   };
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m256i codes = _mm256_packus_epi16(to_words(0), to_words(2));
+  const __m256i codes = _mm256_packus_epi16(pack(0), pack(2));
   store_lanes(_mm256_permutevar8x32_epi32(codes, order), to);
 #elif defined(__SSE2__)
-  const auto to_words = [&](int i) {
+  const auto pack = [&](int i) {
     return _mm_add_epi16(_mm_packs_epi32(__m128i(places[i]), __m128i(places[i + 1])),
                          _mm_set1_epi16(offset));
   };
-  store_lanes(_mm_packus_epi16(to_words(0), to_words(2)), to);
+  store_lanes(_mm_packus_epi16(pack(0), pack(2)), to);
 #elif defined(__ARM_NEON)
-  const auto to_words = [&](int i) {
+  const auto pack = [&](int i) {
     const int16x4_t lower = vqmovn_s32(int32x4_t(places[i]));
     const int16x4_t upper = vqmovn_s32(int32x4_t(places[i + 1]));
     return vaddq_s16(vcombine_s16(lower, upper), vdupq_n_s16(offset));
   };
-  store_lanes(vcombine_u8(vqmovun_s16(to_words(0)), vqmovun_s16(to_words(2))), to);
+  store_lanes(vcombine_u8(vqmovun_s16(pack(0)), vqmovun_s16(pack(2))), to);
 #else
   for (int64_t i = 0; i < kCodesStored; ++i) {
     const int32_t code = places[i / kRegister][i % kRegister] + offset;
@@ -286,10 +293,7 @@ constexpr int64_t kCodesLookedUp = 64;
 template <bool is_signed>
 FUSEDOPT_VBMI FUSEDOPT_FN void look_up_codes(const uint8_t* codes, float scale, float* numbers) {
   static constexpr ValuesOfCodes<is_signed> kValues;
-  // What is put side by side lies in a quarter of a register: so that the numbers are in order, its
-  // four words are taken from the four quarters.
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i some = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(codes));
+  const __m512i some = by_quarters(_mm512_loadu_si512(codes));
   const __m512i bytes[] = {
       look_up_bytes(kValues.bytes[0], some), look_up_bytes(kValues.bytes[1], some),
       look_up_bytes(kValues.bytes[2], some), look_up_bytes(kValues.bytes[3], some)};

@@ -17,18 +17,37 @@
 namespace fusedopt::cpu {
 namespace {
 
+// Calls f with the number of each part of a block and the elements that it begins and ends with.
+template <class F>
+FUSEDOPT_FN void for_each_part(int64_t n, F f) {
+  for (int64_t first = 0, part = 0; first < n; first += kScaledBlock, ++part) {
+    f(part, first, std::min(first + kScaledBlock, n));
+  }
+}
+
+// The same, asking for a piece of the memory ahead with each part.
+template <class F>
+FUSEDOPT_FN void for_each_part(const StoredBlock& block, int64_t n, F f) {
+  for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
+    block.ask_ahead();
+    f(part, begin, end);
+  });
+}
+
 template <Format format, class T>
 void decode_numbers(const StoredBlock& from, T* numbers, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) decode_elements<format, kLanes>(from, i, numbers + i);
-  for (; i < n; ++i) decode_elements<format, 1>(from, i, numbers + i);
+  for_each_part(from, n, [&](int64_t, int64_t i, int64_t end) {
+    for (; i + kLanes <= end; i += kLanes) decode_elements<format, kLanes>(from, i, numbers + i);
+    for (; i < end; ++i) decode_elements<format, 1>(from, i, numbers + i);
+  });
 }
 
 template <Format format, class T>
 void encode_numbers(const T* numbers, const StoredBlock& to, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) encode_elements<format, kLanes>(numbers + i, to, i);
-  for (; i < n; ++i) encode_elements<format, 1>(numbers + i, to, i);
+  for_each_part(to, n, [&](int64_t, int64_t i, int64_t end) {
+    for (; i + kLanes <= end; i += kLanes) encode_elements<format, kLanes>(numbers + i, to, i);
+    for (; i < end; ++i) encode_elements<format, 1>(numbers + i, to, i);
+  });
 }
 
 // A block's numbers as floats: themselves, or copies.
@@ -39,14 +58,6 @@ const float* as_floats(const T* numbers, float (&floats)[kBlock], int64_t n) {
   } else {
     for (int64_t i = 0; i < n; ++i) floats[i] = static_cast<float>(numbers[i]);
     return floats;
-  }
-}
-
-// Calls f with the number of each part of a block and the elements that it begins and ends with.
-template <class F>
-FUSEDOPT_FN void for_each_part(int64_t n, F f) {
-  for (int64_t first = 0, part = 0; first < n; first += kScaledBlock, ++part) {
-    f(part, first, std::min(first + kScaledBlock, n));
   }
 }
 
@@ -68,7 +79,7 @@ FUSEDOPT_FN void for_each_few(Byte* codes, int64_t begin, int64_t end, F f) {
 template <bool is_signed, class T>
 void decode_codes(const StoredBlock& from, T* numbers, int64_t n) {
   const auto* const codes = static_cast<const uint8_t*>(from.elements);
-  for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
+  for_each_part(from, n, [&](int64_t part, int64_t begin, int64_t end) {
     const float scale = from.scales[part];
     for_each_few<kRegister>(codes, begin, end, [&](const uint8_t* some, int64_t i) {
       const auto decoded = Code<is_signed, OneRegister>::decode(load_codes(some)) * scale;
@@ -89,6 +100,7 @@ FUSEDOPT_VBMI void look_up_block(const StoredBlock& from, void* to, int64_t n) {
   auto* const numbers = static_cast<float*>(to);
   static_assert(kScaledBlock % kCodesLookedUp == 0);
   for (int64_t i = 0; i < n; i += kCodesLookedUp) {
+    if (i % kScaledBlock == 0) from.ask_ahead();
     const float scale = from.scales[i / kScaledBlock];
     if (n - i >= kCodesLookedUp) {
       look_up_codes<is_signed>(codes + i, scale, numbers + i);
@@ -146,8 +158,7 @@ void encode_codes(const T* numbers, const StoredBlock& to, int64_t n) {
   }
   using Of = Code<is_signed, OneRegister>;
   auto* const codes = static_cast<uint8_t*>(to.elements);
-  for_each_part(n, [&](int64_t part, int64_t begin, int64_t end) {
-    if (to.ahead != nullptr) to.ahead->ask_for_piece();
+  for_each_part(to, n, [&](int64_t part, int64_t begin, int64_t end) {
     for_each_few<kCodesStored>(codes, begin, end, [&](uint8_t* some, int64_t i) {
       OneRegister::Ints places[kCodesStored / kRegister];
       for (OneRegister::Ints& of_register : places) {

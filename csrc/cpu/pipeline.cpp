@@ -57,19 +57,42 @@ FormatMix formats_as_stored(const UpdateList& list, const Update& update) {
 // A kernel, and the formats in which it takes the operands.
 struct Choice {
   FormatMix formats;
-  Kernel kernel;
+  Kernel kernel = nullptr;
 };
+
+// How many operands of an update a kernel takes as they are stored; -1: it takes others neither so
+// nor as numbers of the arithmetic.
+int taken_as_stored(const FormatMix& by_kernel, const FormatMix& stored, Format number,
+                    int states) {
+  const int counts[] = {1, 1, states};
+  int taken = 0;
+  for (const size_t k : {kParam, kGrad, kFirstState}) {
+    if (by_kernel.of(k) == stored.of(k)) {
+      taken += counts[k];
+    } else if (by_kernel.of(k) != number) {
+      return -1;
+    }
+  }
+  return taken;
+}
 
 // The kernel that takes the most operands as they are stored, and the others as numbers.
 Choice choose_kernel(const KernelTable& isa, const UpdateList& list, const Update& update) {
   const Format number = arithmetic_format(update.in_double);
-  const FormatMix stored = formats_as_stored(list, update), numbers = {number, number, number};
-  for (const FormatMix& formats : {stored, FormatMix{stored.param, stored.grad, number}}) {
-    if (update.in_double) break;
-    const Kernel kernel = isa.find_kernel(list.rule(), update.variant, formats);
-    if (kernel != nullptr) return {formats, kernel};
+  const FormatMix stored = formats_as_stored(list, update);
+  const size_t of_rule = operands_of_rule(list.operands(update), list.epilogue(update));
+  const int states = static_cast<int>(of_rule) - kFirstState;
+  Choice choice;
+  int most = -1;
+  for (size_t usual = 0; usual < kUsualFormats.size(); ++usual) {
+    const int taken = taken_as_stored(kUsualFormats[usual], stored, number, states);
+    if (taken <= most) continue;
+    const Kernel kernel = isa.kernel(list.rule(), update.variant, usual);
+    if (kernel == nullptr) continue;
+    choice = {kUsualFormats[usual], kernel};
+    most = taken;
   }
-  return {numbers, isa.find_kernel(list.rule(), update.variant, numbers)};
+  return choice;
 }
 
 // One block: where the elements of each operand are as stored, and where the kernel finds them.
@@ -86,8 +109,10 @@ class Block {
         epilogue_(list.epilogue(update)),
         grad_scale_(list.prologue().grad_scale),
         of_rule_(operands_of_rule(operands_, epilogue_)) {
-    for (const Operand& operand : operands_) pieces_ += kBlockParts * is_scaled(operand.format);
-    kernel_finds_ranges_ = pieces_ > 0 && choice_.formats.states == Format::kFloat32;
+    bool has_codes = false;
+    for (const Operand& operand : operands_) has_codes = has_codes || is_scaled(operand.format);
+    kernel_finds_ranges_ = has_codes && choice_.formats.states == Format::kFloat32;
+    pieces_ = count_pieces();
   }
 
   size_t operands() const { return operands_.size(); }
@@ -102,7 +127,7 @@ class Block {
 
   void place(size_t k, void* stored) { stored_[k] = stored; }
 
-  // To the next block, from an element on: its memory is asked for while this one is encoded.
+  // To the next block, from an element on: its memory is asked for while this one is converted.
   void look_ahead(int64_t begin, int64_t end) {
     if (pieces_ == 0) return;
     const int64_t n = std::min(kBlock, end - begin);
@@ -121,13 +146,24 @@ class Block {
       isa_.shrink[in_double_](numbers_[kParam], epilogue_->l1_threshold, n);
     }
     find_ranges(n);
-    for (size_t k = 0; k < operands(); ++k) encode(k, first, n);
+    for (size_t k = 0; k < of_rule_; ++k) encode(k, first, n);
     if (epilogue_ != nullptr && epilogue_->average != kParam) {
       average(epilogue_->average, first, n);
     }
   }
 
  private:
+  // As many as passes have parts that ask for one; 0 if that is too few.
+  size_t count_pieces() const {
+    size_t pieces = 0, size = 0;
+    for (size_t k = 0; k < operands(); ++k) {
+      const Operand& operand = operands_[k];
+      if (is_converted(k)) pieces += kBlockParts * (operand.is_read() + operand.is_written());
+      size += kBlock * element_size(k);
+    }
+    return size <= pieces * MemoryAhead::kMostAtOnce ? pieces : 0;
+  }
+
   // Of the parameter as it is stored by now, which takes decoding it once more where that rounds.
   void average(size_t k, int64_t first, int64_t n) {
     const Format format = operands_[kParam].format;
@@ -144,8 +180,8 @@ class Block {
     encode(k, first, n);
   }
 
-  StoredBlock stored_block(size_t k, int64_t first) const {
-    StoredBlock block{.elements = stored_[k]};
+  StoredBlock stored_block(size_t k, int64_t first) {
+    StoredBlock block{.elements = stored_[k], .ahead = &ahead_};
     if (operands_[k].format == Format::kMasterBFloat16) {
       block.remainders = static_cast<int16_t*>(stored_[operands() - 1]);
     }
@@ -158,13 +194,11 @@ class Block {
 
   void decode(size_t k, int64_t first, int64_t n) {
     const Format format = operands_[k].format;
-    numbers_[k] = stored_[k];
-    const bool is_number = format == arithmetic_format(in_double_);
-    if (format == Format::kRemainder || (is_taken(k) && !is_number)) return;
-    if (!is_number) numbers_[k] = buffers_[k].numbers;
+    numbers_[k] = is_converted(k) ? buffers_[k].numbers : stored_[k];
+    if (format == Format::kRemainder) return;
     if (!operands_[k].is_read()) {
       fill(in_double_, numbers_[k], initial_number(operands_[k]), n);
-    } else if (!is_number) {
+    } else if (is_converted(k)) {
       // A remainder that holds nothing yet is zero: what there is is the bfloat16.
       const bool is_whole = format == Format::kMasterBFloat16 && !operands_.back().is_read();
       const auto f = static_cast<size_t>(is_whole ? plain_format(format) : format);
@@ -173,20 +207,22 @@ class Block {
   }
 
   void encode(size_t k, int64_t first, int64_t n) {
-    if (!operands_[k].is_written() || numbers_[k] == stored_[k]) return;
+    if (!is_converted(k) || !operands_[k].is_written()) return;
     const Format format = operands_[k].format;
     StoredBlock block = stored_block(k, first);
     if (draws_random_bits(format)) {
       const uint32_t role = operands_[k].role;
       block.random_bits = isa_.draw(draws_->from(first), role, n, random_bits_);
     }
-    block.ahead = &ahead_;
     isa_.encode[in_double_][static_cast<size_t>(format)](numbers_[k], block, n);
   }
 
-  // Whether the kernel takes an operand as it is stored.
-  bool is_taken(size_t k) const {
-    return k < of_rule_ && operands_[k].format == choice_.formats.of(k);
+  // Whether passes of their own make an operand numbers and store it again: the kernel does not
+  // take it as it is stored.
+  bool is_converted(size_t k) const {
+    const Format format = operands_[k].format;
+    if (format == Format::kRemainder || format == arithmetic_format(in_double_)) return false;
+    return k >= of_rule_ || format != choice_.formats.of(k);
   }
 
   void run_kernel(int64_t first, int64_t n) {
@@ -221,7 +257,7 @@ class Block {
   const Epilogue* epilogue_;  // null: nothing follows the step
   const float* grad_scale_;   // null: the gradients are not scaled
   size_t of_rule_;            // operands
-  size_t pieces_ = 0;         // in which memory ahead is asked for
+  size_t pieces_;             // in which memory ahead is asked for
   bool kernel_finds_ranges_;
   MemoryAhead ahead_;
   void* stored_[kMostOperands];
