@@ -47,6 +47,7 @@ _MASTER = {"master_weights": True, "state_bits": 32}
 
 PLAIN, WITH_MASTER = "float32", "bfloat16 with master"
 ROUNDED, STOCHASTIC = "bfloat16", "bfloat16, stochastic rounding"
+ROUNDED_TO_FLOAT16 = "float16"
 MIXED = "float32, bfloat16 gradient"
 
 WAYS = {
@@ -55,8 +56,9 @@ WAYS = {
         *_ways(PLAIN, _WIDE, _WIDE),
         *_ways(MIXED, _WIDE, _HALF),
         *_ways(WITH_MASTER, _HALF, _HALF, **_MASTER),
-        Way(ROUNDED, _HALF, _HALF),
+        *_ways(ROUNDED, _HALF, _HALF),
         *_ways(STOCHASTIC, _HALF, _HALF, stochastic_rounding=True),
+        *_ways(ROUNDED_TO_FLOAT16, torch.float16, torch.float16),
     )
 }
 
@@ -118,7 +120,7 @@ def _of(peer: str) -> Callable[..., Any]:
 # Who steps what is stored in a way, or comes nearest. DeepSpeed takes the memory of gradients for
 # the parameter's dtype without asking for theirs. optimi keeps what bfloat16 loses by itself.
 THEIRS: dict[str, dict[str, Factory]] = {
-    "fused": {PLAIN: _TORCHS, ROUNDED: _TORCHS},
+    "fused": {PLAIN: _TORCHS, ROUNDED: _TORCHS, ROUNDED_TO_FLOAT16: _TORCHS},
     "deepspeed": {
         PLAIN: _DEEPSPEED,
         MIXED: partial(Converting, theirs=_DEEPSPEED),
