@@ -217,7 +217,6 @@ MUTANTS = [
          "fill(in_double_, numbers_[k], initial_number(operands_[k]), n);", ";"),
         ("gradients written", " || !operands_[k].is_written()", ""),
         ("what is no number taken", "return -1;", "return taken;"),
-        ("average taken as stored", "k >= of_rule_ || ", ""),
         ("one scale for all blocks", "operands_[k].scales + first / kScaledBlock",
          "operands_[k].scales"),
         ("one draw for all blocks", "draws = draws_->from(first)", "draws = *draws_"),
