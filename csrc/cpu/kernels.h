@@ -65,8 +65,8 @@ FUSEDOPT_FN void prefetch_lines(const void* begin, size_t size) {
 // would take all that a core can wait for, and the pass's own loads come after.
 class MemoryAhead {
  public:
-  // The largest piece, in bytes: with larger ones a step is slower than if it leaves all of them to
-  // the hardware.
+  // Bytes of all operands together, about: if more are asked for at once, a step is slower than if
+  // all of them are left to the hardware.
   static constexpr size_t kMostAtOnce = size_t{20} * 64;
 
   explicit MemoryAhead(size_t pieces = 0) : pieces_(pieces) {}

@@ -153,7 +153,7 @@ class Block {
   }
 
  private:
-  // As many as passes have parts that ask for one; 0 if that is too few.
+  // One for each part that is decoded or encoded; none if that is too few.
   size_t count_pieces() const {
     size_t pieces = 0, size = 0;
     for (size_t k = 0; k < operands(); ++k) {

@@ -66,6 +66,7 @@ STORAGES = (
     Storage(_F16, _F16, {"state_bits": 16}),
     Storage(_F16, _F16, {"state_bits": 8}),
     Storage(_BF16, _BF16, {"state_bits": 32}),
+    Storage(_BF16, _BF16, {"state_bits": 16}),
     Storage(_BF16, _BF16, _STOCHASTIC),
     Storage(_BF16, _F32, {**_STOCHASTIC, "state_bits": 16}),
     Storage(_BF16, _BF16, {**_STOCHASTIC, "state_bits": 8}),
