@@ -11,7 +11,7 @@ from rich.table import Table
 from fusedopt import _native
 from fusedopt.checking.cases import CASES, DTYPES
 from fusedopt.checking.norms import verify_norms
-from fusedopt.checking.stored import STORAGES, verify_storage
+from fusedopt.checking.stored import ON_CPU, STORAGES, verify_storage
 from fusedopt.checking.verify import Result, default_thread_counts, targets, verify_case
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _storage_jobs() -> Jobs:
         lambda case=case, storage=storage: verify_storage(  # type: ignore[misc]
             case, storage, where, default_thread_counts()
         )
-        for storage in STORAGES
+        for storage in (*STORAGES, *ON_CPU)
         for case in CASES
     ]
 

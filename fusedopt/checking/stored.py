@@ -66,7 +66,6 @@ STORAGES = (
     Storage(_F16, _F16, {"state_bits": 16}),
     Storage(_F16, _F16, {"state_bits": 8}),
     Storage(_BF16, _BF16, {"state_bits": 32}),
-    Storage(_BF16, _BF16, {"state_bits": 16}),
     Storage(_BF16, _BF16, _STOCHASTIC),
     Storage(_BF16, _F32, {**_STOCHASTIC, "state_bits": 16}),
     Storage(_BF16, _BF16, {**_STOCHASTIC, "state_bits": 8}),
@@ -81,6 +80,9 @@ STORAGES = (
     Storage(_BF16, _BF16, {**_STOCHASTIC, **_AVERAGE, "l1": 0.2, "state_bits": 8}),
     Storage(_BF16, _F32, {**_MASTER, "l1": 0.2, "ema_decay": 1, "state_bits": 16}),
 )
+
+# For a combination of the same formats that has a loop of its own on the CPU.
+ON_CPU = (Storage(_BF16, _BF16, {"state_bits": 16}),)
 
 
 def _numbers(tensor: torch.Tensor) -> Array:

@@ -8,10 +8,10 @@ import torch
 import fusedopt
 from fusedopt import _native
 from fusedopt.checking.cases import CASES
-from fusedopt.checking.stored import STORAGES, verify_storage
+from fusedopt.checking.stored import ON_CPU, STORAGES, verify_storage
 
 
-@pytest.mark.parametrize("storage", STORAGES, ids=str)
+@pytest.mark.parametrize("storage", [*STORAGES, *ON_CPU], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bits_of_the_reference(case, storage):
     isas = _native.available_isas()[::-1]

@@ -127,12 +127,11 @@ def mixes(row: Row, options: dict, how: dict, n: int, count: int, dtypes) -> Gro
     )  # fmt: skip
 
 
-def stored(row: Row, options: dict, how: dict, n: int, turn: int, dtypes) -> list[Group]:
-    """Fewer bytes in two of the ways that there are, and averages; `turn` says which."""
+def stored(row: Row, options: dict, how: dict, n: int, dtypes) -> list[Group]:
+    """Fewer bytes in two of the ways that there are, and averages; `n` says which."""
     every = [s for s in STORAGES if s.options and {s.param, s.grad} <= {*dtypes}]
     averaged = [s for s in every if "ema_decay" in s.options]
-    others = every[len(every) // 2 :] + every[: len(every) // 2]
-    chosen = [ways[turn % len(ways)] for ways in (every, others, averaged)]
+    chosen = (every[n % len(every)], every[(n * 3 + 5) % len(every)], averaged[n % len(averaged)])
     return [
         Group(
             tuple(
@@ -207,15 +206,12 @@ def of_any_formats(
     Every set of options in two of the ways to hand it over: that these are independent, the
     kernels for usual formats show.
     """
-    every = (
-        (n, options, how)
-        for n, options, how in pairs(row)
-        if (row.options.index(options) + HOWS.index(how)) % turns == turn
-    )
-    for number, (n, options, how) in enumerate(every):
+    for n, options, how in pairs(row):
+        if (row.options.index(options) + HOWS.index(how)) % turns != turn:
+            continue
         usual = group(row, options, how, n, dtypes=[dtypes[n % len(dtypes)]])
         mixed = mixes(row, options, how, n, (4, 40)[n % 8 == 1], dtypes)
-        groups = [mixed, usual, *stored(row, options, how, n, number, dtypes)]
+        groups = [mixed, usual, *stored(row, options, how, n, dtypes)]
         whole = scenario(architecture, row, groups, how, n + 1)
         # The third tells something where the second is skipped.
         is_skipped = any(s.scaler is not None and s.scaler[1] != 0 for s in whole.steps)
