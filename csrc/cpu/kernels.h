@@ -53,9 +53,10 @@ struct PartRange {
 using Kernel = void (*)(void* const* operands, const void* scalars, const Draws* draws, int64_t n,
                         PartRange (*ranges)[kBlockParts]);
 
-// Asks for memory, a line of the cache at a time.
+constexpr int64_t kLine = 64;  // bytes that a cache holds together
+
+// Asks for memory, a line at a time.
 FUSEDOPT_FN void prefetch_lines(const void* begin, size_t size) {
-  constexpr size_t kLine = 64;
   for (size_t at = 0; at < size; at += kLine) {
     __builtin_prefetch(static_cast<const std::byte*>(begin) + at, 1);
   }
@@ -67,7 +68,7 @@ class MemoryAhead {
  public:
   // Bytes of all operands together, about: if more are asked for at once, a step is slower than if
   // all of them are left to the hardware.
-  static constexpr size_t kMostAtOnce = size_t{20} * 64;
+  static constexpr size_t kMostAtOnce = 20 * kLine;
 
   explicit MemoryAhead(size_t pieces = 0) : pieces_(pieces) {}
 

@@ -85,8 +85,6 @@ class BlockSums {
 // Divided by this, the square of no double is infinite that is not itself.
 constexpr double kLargestRoot = 0x1p600;
 
-constexpr int64_t kLine = 64;  // bytes that a cache holds together
-
 int parts_of(const SquareList& list, int max_threads) {
   const int64_t worthwhile = list.numel() / (kReadsPerUpdate * min_elements_per_thread());
   const int parts = static_cast<int>(std::clamp<int64_t>(worthwhile, 1, max_threads));
